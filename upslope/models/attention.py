@@ -1,0 +1,176 @@
+"""The one attention function of sampler and learner, registered with stock Hugging Face models.
+
+A model loaded with ``attn_implementation="upslope"`` calls ``attention`` in every layer with rotated queries and keys, and
+with the ``layout`` that its caller passed to ``model(...)``. The layout knows how the tokens lie:
+
+- ``PackedRows``: ragged rows packed into one sequence without padding (training, evaluation, prefill);
+- ``SlotStep``: one new token for each running completion, whose keys and values lie in slots (``SlotCache``).
+
+Queries, keys and values are padded only inside attention, on the right, where a causal mask hides the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "upslope"
+
+UNSUPPORTED = ("softcap", "s_aux", "logits_soft_cap")
+"""Keyword arguments of attentions that compute something else (soft caps, sinks)."""
+
+
+class Layout(Protocol):
+    """How the tokens of a forward pass lie, and so what each may attend to."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 heads tokens width"],
+        key: Float[Tensor, "1 kv_heads tokens width"],
+        value: Float[Tensor, "1 kv_heads tokens width"],
+        scaling: float,
+        window: int | None,
+    ) -> Float[Tensor, "1 tokens heads width"]: ...
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """Entry point for ``AttentionInterface``: hands over to the layout. Dropout is off by design and ignored."""
+    unknown = [name for name in UNSUPPORTED if other.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)} is not served")
+    if layout is None or attention_mask is not None:
+        raise ValueError("a model with upslope's attention is called with layout= and without a mask")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return layout.attend(int(module.layer_idx), query, key, value, scale, sliding_window), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(NAME, attention)
+
+
+@dataclass(eq=False)
+class SlotCache:
+    """Keys and values of running completions: one tensor [slots, kv_heads, capacity, width] a layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def allocate(cls, config: Any, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> SlotCache:
+        """Room for ``slots`` rows of ``capacity`` tokens."""
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (slots, heads, capacity, width)
+        # Zeros, not garbage: a masked score times NaN would still be NaN.
+        make = lambda: [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]  # noqa: E731
+        return cls(make(), make())
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of one slot over another."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class PackedRows:
+    """Rows of ``lengths`` tokens packed one after the other; token i of a row sees tokens 0..i of that row.
+
+    With ``cache``, the keys and values of row ``r`` are also written to the slots ``slots[r]``: a prompt's pass is run once
+    for its whole group.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        cache: SlotCache | None = None,
+        slots: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.lengths = list(lengths)
+        self.longest = max(self.lengths)
+        self.cache, self.slots = cache, slots
+        self.even = all(length == self.longest for length in self.lengths)
+        starts = [row * self.longest for row in range(len(self.lengths))]
+        places = [torch.arange(length) + start for length, start in zip(self.lengths, starts, strict=True)]
+        self.place = torch.cat(places).to(device)
+        """[tokens]: where packed token i lies in the padded grid, row-major [rows, longest]."""
+        self.position_ids: Int[Tensor, "1 tokens"] = torch.cat([torch.arange(n) for n in self.lengths])[None].to(device)
+
+    def _pad(self, packed: Float[Tensor, "1 heads tokens width"]) -> Float[Tensor, "rows heads longest width"]:
+        tokens = packed[0].transpose(0, 1)
+        if not self.even:
+            grid = tokens.new_zeros(len(self.lengths) * self.longest, *tokens.shape[1:])
+            tokens = grid.index_copy(0, self.place, tokens)
+        return tokens.reshape(len(self.lengths), self.longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        q, k, v = self._pad(query), self._pad(key), self._pad(value)
+        if self.cache is not None:
+            for row, (length, slots) in enumerate(zip(self.lengths, self.slots, strict=True)):
+                index = torch.as_tensor(slots, device=k.device)
+                self.cache.keys[layer][index, :, :length] = k[row, :, :length]
+                self.cache.values[layer][index, :, :length] = v[row, :, :length]
+        if k.shape[1] != q.shape[1]:
+            repeats = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        if window is not None and window < self.longest:
+            seen = torch.arange(self.longest, device=q.device)
+            gap = seen[:, None] - seen[None, :]
+            out = scaled_dot_product_attention(q, k, v, attn_mask=(gap >= 0) & (gap < window), scale=scaling)
+        else:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        tokens = out.transpose(1, 2).reshape(-1, *out.shape[1:2], out.shape[-1])
+        return (tokens if self.even else tokens.index_select(0, self.place))[None]
+
+
+class SlotStep:
+    """One new token for each of the first ``len(positions)`` slots; row b has ``positions[b]`` tokens before it."""
+
+    def __init__(self, cache: SlotCache, positions: Int[Tensor, " rows"]) -> None:
+        self.cache, self.positions = cache, positions
+        self.rows = torch.arange(len(positions), device=positions.device)
+        self.span = int(positions.max()) + 1
+        self._masks: dict[int | None, Tensor] = {}
+
+    @property
+    def position_ids(self) -> Int[Tensor, "rows 1"]:
+        return self.positions[:, None]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._masks:
+            gap = self.positions[:, None] - torch.arange(self.span, device=self.positions.device)[None]
+            seen = gap >= 0 if window is None else (gap >= 0) & (gap < window)
+            self._masks[window] = seen[:, None, None, :]
+        return self._masks[window]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.rows, :, self.positions] = key[:, :, 0]
+        values[self.rows, :, self.positions] = value[:, :, 0]
+        count, heads, _, width = query.shape
+        # The query heads that share a key head become rows of one product: no key is copied.
+        folded = query.reshape(count, keys.shape[1], -1, width)
+        k, v = keys[:count, :, : self.span], values[:count, :, : self.span]
+        out = scaled_dot_product_attention(folded, k, v, attn_mask=self._mask(window), scale=scaling)
+        return out.reshape(count, 1, heads, width)

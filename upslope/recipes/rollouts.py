@@ -1,0 +1,205 @@
+"""Prompts to scored rollouts, and their numbers: what PPO and GRPO do alike before they differ. Evaluation is the same path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any, TypeVar
+
+import torch
+
+from upslope.errors import RewardError
+from upslope.recipes.configs import RewardSection
+from upslope.recipes.loop import Clock
+from upslope.recipes.setup import Workshop
+from upslope.seeds import derive, permutation
+from upslope.types import Completion, Prompt, Rollout
+from upslope.worlds.rewards import Group, Score, score_groups
+
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, eq=False)
+class Harvest:
+    """The scored rollouts of a step, group by group, with the texts for the log."""
+
+    rollouts: list[Rollout]
+    prompts: list[str]
+    completions: list[str]
+    dropped: int
+
+    @property
+    def scores(self) -> list[float]:
+        return [rollout.score for rollout in self.rollouts]
+
+    def groups(self, size: int) -> torch.Tensor:
+        """[prompts, group] rewards, float64."""
+        return torch.tensor(self.scores, dtype=torch.float64).reshape(-1, size)
+
+    def keep(self, rows: Sequence[int]) -> Harvest:
+        """Only these rollouts."""
+        pick = lambda items: [items[row] for row in rows]  # noqa: E731
+        return Harvest(pick(self.rollouts), pick(self.prompts), pick(self.completions), self.dropped)
+
+    def __add__(self, other: Harvest) -> Harvest:
+        return Harvest(
+            self.rollouts + other.rollouts, self.prompts + other.prompts, self.completions + other.completions,
+            self.dropped + other.dropped,
+        )  # fmt: skip
+
+
+def rows_of_step(prompts: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:
+    """The rows of step ``step`` (from 0): one permutation a pass over the data, derived from the seed alone."""
+    places = [divmod(place, len(prompts)) for place in range(step * count, (step + 1) * count)]
+    orders = {epoch: permutation(seed, len(prompts), "prompts", epoch) for epoch, _ in places}
+    return [prompts[orders[epoch][index]] for epoch, index in places]
+
+
+def harvest(
+    shop: Workshop, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int], reward: RewardSection, clock: Clock, step: int,
+    first_group: int = 0, phase: str = "sampling",
+) -> Harvest:  # fmt: skip
+    """Sample ``samples`` completions of each prompt and score them. A group that cannot be scored is left out and counted.
+
+    A reward of ``None`` says that the function does not apply: its group is left out too, for it cannot be compared.
+    """
+    run, renderer = shop.run, shop.renderer
+    ids = [renderer.prompt(prompt.content) for prompt in prompts]
+    shop.sampler.progress = lambda done, total: run.phase(step, phase, done, total)
+    with clock("sampling"):
+        completions = shop.sampler.sample(ids, samples, shop.sampling, seeds)
+    texts = [[answer_text(shop, completion) for completion in group] for group in completions]
+    run.phase(step, "reward" if phase == "sampling" else phase)
+    with clock("reward"):
+        groups = [
+            Group(prompt, tuple(answers), tuple(c.token_ids for c in group))
+            for prompt, answers, group in zip(prompts, texts, completions, strict=True)
+        ]
+        scores, failed = score_groups(_process(shop), groups, reward.on_error)
+    for _, reason in failed:
+        run.notice(f"step {step}: a group was left out: {reason}")
+    rollouts, shown, answers = [], [], []
+    number = first_group
+    for prompt, prompt_ids, group, group_texts, group_scores in zip(prompts, ids, completions, texts, scores, strict=True):
+        if group_scores is None or any(score.value is None for score in group_scores):
+            continue
+        for sample, (completion, score) in enumerate(zip(group, group_scores, strict=True)):
+            rollouts.append(_rollout(prompt.id, number, sample, prompt_ids, completion, score, shop.sampling.temperature))
+        shown += [_shown(prompt)] * samples
+        answers += group_texts
+        number += 1
+    if not rollouts:
+        raise RewardError(f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function")
+    return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group))
+
+
+def answer_text(shop: Workshop, completion: Completion) -> str:
+    """The text that a reward function sees: without the stop token, cut before a stop string."""
+    text = shop.renderer.text(completion.token_ids)
+    ends = [text.find(stop) for stop in shop.sampling.stop_strings if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def _process(shop: Workshop) -> Any:
+    if shop.reward is None:
+        raise ValueError("this run has no reward function")
+    return shop.reward
+
+
+def _rollout(
+    prompt_id: str, group: int, sample: int, prompt: Sequence[int], completion: Completion, score: Score, temperature: float
+) -> Rollout:
+    before, count = len(prompt), len(completion.token_ids)
+    if score.value is None:
+        raise ValueError("a rollout needs a reward")
+    return Rollout(
+        prompt_id, group, sample,
+        token_ids=(*prompt, *completion.token_ids),
+        action_mask=(False,) * before + (True,) * count,
+        logprobs=(0.0,) * before + completion.logprobs,
+        rewards=(0.0,) * (before + count - 1) + (float(score.value),),
+        terminated=completion.stopped,
+        weights_version=completion.weights_version,
+        temperature=temperature,
+        support=None if completion.support is None else (None,) * before + completion.support,
+        parts=dict(score.parts),
+    )  # fmt: skip
+
+
+def _shown(prompt: Prompt) -> str:
+    content = prompt.content
+    if isinstance(content, str):
+        return content
+    if content and isinstance(content[0], int):
+        return " ".join(map(str, content))
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content)  # type: ignore[index, call-overload]
+
+
+def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
+    """On-policy means: sampled with the learner's newest weights. A forgotten ``sampler.load`` is found here."""
+    stale = {rollout.weights_version for rollout in rollouts} - {version}
+    if stale:
+        raise RuntimeError(f"rollouts of weights version {sorted(stale)} meet a learner at version {version}: sampler.load is missing")
+
+
+def statistics(found: Harvest, group: int) -> dict[str, float]:
+    """Metrics of a step's rollouts, under TRL's names where the thing is the same."""
+    lengths = [rollout.completion_length for rollout in found.rollouts]
+    ended = [length for length, rollout in zip(lengths, found.rollouts, strict=True) if rollout.terminated]
+    rewards = found.groups(group)
+    spread = rewards.max(1).values == rewards.min(1).values
+    metrics = {
+        "reward": fmean(found.scores),
+        "reward_std": float(rewards.std(1, correction=0).mean()),
+        "frac_reward_zero_std": float(spread.double().mean()),
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+        "num_tokens": float(sum(len(rollout.token_ids) for rollout in found.rollouts)),
+        "groups": float(len(rewards)),
+        "dropped_groups": float(found.dropped),
+    }
+    if ended:
+        metrics["completions/mean_terminated_length"] = fmean(ended)
+    for name in sorted({name for rollout in found.rollouts for name in rollout.parts}):
+        values = [rollout.parts[name] for rollout in found.rollouts if name in rollout.parts]
+        metrics |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
+    return metrics
+
+
+def log_rows(found: Harvest, step: int, advantages: Sequence[float]) -> list[dict[str, Any]]:
+    """The lines of ``rollouts/step-N.jsonl``."""
+    rows = []
+    for rollout, prompt, completion, advantage in zip(found.rollouts, found.prompts, found.completions, advantages, strict=True):
+        chosen = [place for place, wanted in enumerate(rollout.action_mask) if wanted]
+        rows.append(
+            {
+                "step": step, "prompt_id": rollout.prompt_id, "group": rollout.group, "sample": rollout.sample, "prompt": prompt,
+                "completion": completion, "reward": rollout.score, "advantage": advantage, "parts": dict(rollout.parts),
+                "terminated": rollout.terminated, "weights_version": rollout.weights_version,
+                "token_ids": [rollout.token_ids[place] for place in chosen],
+                "logprobs": [rollout.logprobs[place] for place in chosen],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def evaluate(shop: Workshop, prompts: Sequence[Prompt], clock: Clock, step: int, reward: RewardSection, greedy: bool = True) -> dict[str, float]:
+    """Held-out prompts, one completion each, greedy by default: the reward's mean apart from the training reward."""
+    if not prompts or shop.reward is None:
+        return {}
+    settings = replace(shop.sampling, temperature=0.0) if greedy else shop.sampling
+    seeds = [derive(0, "evaluation", index) for index in range(len(prompts))]
+    with clock("evaluation"):
+        found = harvest(replace(shop, sampling=settings), prompts, 1, seeds, reward, Clock(), step, phase="evaluation")
+    if not found.rollouts:
+        return {}
+    lengths = [rollout.completion_length for rollout in found.rollouts]
+    return {
+        "eval/reward": fmean(found.scores),
+        "eval/mean_length": fmean(lengths),
+        "eval/clipped_ratio": 1 - fmean(float(rollout.terminated) for rollout in found.rollouts),
+    }

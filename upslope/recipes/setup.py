@@ -1,0 +1,227 @@
+"""What every language recipe needs before its loop: rows rendered and checked, the model loaded, a sampler, a reward.
+
+Cheap things come first. ``precheck`` needs neither torch nor the tokenizer; ``prepare`` checks rows and prompts with the
+tokenizer before it reads weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from upslope.errors import InputError
+from upslope.recipes.configs import DataSection, Recipe, RewardSection, SftRecipe
+from upslope.text import rows as reading
+from upslope.worlds.rewards import RewardProcess, check_source
+from upslope.worlds.task import load_task, split_rows
+
+if TYPE_CHECKING:
+    from upslope.models.loading import Card, LanguageModel
+    from upslope.rollout.sampler import InProcessSampler
+    from upslope.run.session import Run
+    from upslope.text.rendering import Renderer
+    from upslope.types import Encoded, Example, Prompt, Sampling
+
+RewardFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a run: prompts and, for SFT, examples, each split into train and held-out; facts for run.json."""
+
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    examples: Sequence[Example] = ()
+    heldout_examples: Sequence[Example] = ()
+    reward: str | RewardFunction | None = None
+    facts: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """A prepared run: everything that ``train`` works with."""
+
+    run: Run
+    model: LanguageModel
+    renderer: Renderer
+    sampler: InProcessSampler
+    sampling: Sampling
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    examples: Sequence[Encoded]
+    heldout_examples: Sequence[Encoded]
+    reward: RewardProcess | None
+
+
+def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
+    """Everything about data and reward that can be wrong without torch, all of it at once.
+
+    Raises:
+        InputErrors: the paths, the first rows' columns, the reward's file and function, the task and its options.
+    """
+    from upslope.errors import InputErrors
+
+    found: list[InputError] = []
+
+    def attempt(check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except InputError as error:
+            found.append(error)
+
+    data = recipe.data
+    if data.path is not None:
+        path = data.path
+        need = () if isinstance(recipe, SftRecipe) else ("prompt",)
+        attempt(lambda: reading.peek(path, data.columns, need=need))
+    elif data.task is not None:
+        name = data.task
+        attempt(lambda: load_task(name, data.options))
+    function = getattr(recipe, "reward", RewardSection()).function
+    if function is not None and reward is None:
+        attempt(lambda: check_source(function))
+    if found:
+        raise found[0] if len(found) == 1 else InputErrors(found)
+
+
+def load_rows(
+    data: DataSection, reward: str | RewardFunction | None, seed: int, supervised: bool = False
+) -> Rows:
+    """Prompts (and examples) of a built-in task or of the user's rows, split by their content."""
+    if data.task is not None:
+        task: Any = load_task(data.task, data.options)
+        examples = {split: task.examples(split) if supervised else () for split in ("train", "heldout")}
+        return Rows(
+            task.prompts("train"), task.prompts("heldout"), examples["train"], examples["heldout"],
+            reward or task.reward_source, {"task": data.task, "options": data.options},
+        )  # fmt: skip
+    table = reading.read_rows(str(data.path), data.columns)
+    facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash}
+    if not supervised:
+        train, heldout = split_rows(reading.to_prompts(table), data.heldout, seed)
+        return Rows(train, heldout, reward=reward, facts=facts)
+    learn, keep = split_rows(reading.to_examples(table), data.heldout, seed)
+    heldout = []
+    if reward is not None:
+        kept = {row.id for row in keep}
+        heldout = [prompt for prompt in reading.to_prompts(table) if prompt.id in kept]
+    return Rows((), heldout, learn, keep, reward, facts)
+
+
+def fit_prompts(
+    prompts: Sequence[Prompt], renderer: Renderer, data: DataSection, context: int, new_tokens: int, what: str,
+    notice: Callable[[str], None],
+) -> list[Prompt]:  # fmt: skip
+    """Prompts that leave room for ``new_tokens`` in the context; the others by ``data.too_long``, with the count said.
+
+    Raises:
+        InputError: with ``error``, naming the rows; always if nothing is left.
+    """
+    from dataclasses import replace
+
+    limit = context - new_tokens
+    if limit < 1:
+        raise InputError("sampling.max_new_tokens", f"{new_tokens} new tokens leave no room for a prompt in a context of {context}",
+                         f"lower it below {context}")  # fmt: skip
+    kept: list[Prompt] = []
+    long: list[tuple[str, int]] = []
+    for prompt in prompts:
+        ids = renderer.prompt(prompt.content)
+        if len(ids) <= limit:
+            kept.append(prompt)
+            continue
+        long.append((prompt.id, len(ids)))
+        if data.too_long == "truncate":
+            kept.append(replace(prompt, content=tuple(ids[-limit:])))
+    if long:
+        shown = ", ".join(f"{name} ({length})" for name, length in long[:5]) + (", ..." if len(long) > 5 else "")
+        text = f"{len(long)} of {len(prompts)} {what} prompts exceed {limit} tokens (context {context} less {new_tokens} new ones)"
+        if data.too_long == "error":
+            raise InputError("data.path", f"{text}: rows {shown}", "set data.too_long: drop or truncate, or lower sampling.max_new_tokens")
+        notice(f"{text}: {'dropped' if data.too_long == 'drop' else 'their beginnings cut off'} ({shown})")
+    if prompts and not kept:
+        raise InputError("data.path", f"0 {what} prompts are left (read {len(prompts)}, too long {len(long)})",
+                         "lower sampling.max_new_tokens, or set data.too_long: truncate")  # fmt: skip
+    return kept
+
+
+def fit_examples(rows: Sequence[Example], renderer: Renderer, limit: int, notice: Callable[[str], None]) -> list[Encoded]:
+    """Rendered rows, cut to ``limit`` tokens; rows with nothing left to train on are dropped and counted.
+
+    Raises:
+        InputError: no row has a trainable token within the limit.
+    """
+    from upslope.types import Encoded
+
+    encoded = [renderer.example(row) for row in rows]
+    cut = [Encoded(row.id, row.token_ids[:limit], row.trainable[:limit]) for row in encoded]
+    kept = [row for row in cut if any(row.trainable[1:])]
+    if rows and not kept:
+        raise InputError("sft.max_tokens", f"none of {len(rows)} rows has a trainable token within {limit} tokens", "raise sft.max_tokens")
+    shortened = sum(len(row.token_ids) > limit for row in encoded)
+    if shortened:
+        notice(f"{shortened} of {len(rows)} rows were cut to {limit} tokens; {len(cut) - len(kept)} had nothing left to train on")
+    return kept
+
+
+def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: ExitStack) -> Workshop:
+    """Check the rows with the tokenizer, start the reward's process, load the model, make the sampler."""
+    from upslope.models import loading
+    from upslope.rollout.sampler import InProcessSampler
+    from upslope.text.rendering import Renderer
+    from upslope.types import Sampling
+
+    supervised = isinstance(recipe, SftRecipe)
+    section: RewardSection = recipe.reward  # type: ignore[attr-defined]
+    rows = load_rows(recipe.data, reward or section.function, recipe.seed, supervised)
+    process = None
+    if rows.reward is not None:
+        # Before the model: a forked child should not inherit its memory.
+        log = run.folder.path / "reward.log"
+        process = stack.enter_context(RewardProcess(rows.reward, section.timeout, log=log))
+    device = loading.choose_device(recipe.device)
+    dtype = loading.choose_dtype(recipe.model.dtype, device)
+    run.phase(0, "loading")
+    card = loading.read_card(recipe.model.name, recipe.model.chat_template, run.notice)
+    renderer = Renderer(card.tokenizer, card.stop_ids, recipe.data.chat, recipe.data.system_prompt)
+    settings = recipe.sampling  # type: ignore[attr-defined]
+    arguments = (recipe.data, card.context, settings.max_new_tokens)
+    train = fit_prompts(rows.train, renderer, *arguments, "training", run.notice)
+    heldout = fit_prompts(rows.heldout, renderer, *arguments, "held-out", run.notice)
+    examples, heldout_examples = [
+        fit_examples(part, renderer, min(recipe.sft.max_tokens, card.context), run.notice) if isinstance(recipe, SftRecipe) else []
+        for part in (rows.examples, rows.heldout_examples)
+    ]
+    _enough(recipe, train, examples)
+    facts = {
+        "recipe": recipe.kind, "model": recipe.model.name, "device": str(device), "dtype": str(dtype).removeprefix("torch."),
+        "steps": recipe.train.steps, "data": rows.facts, "train_rows": len(train) or len(examples),
+        "heldout_rows": len(heldout) or len(heldout_examples),
+    }  # fmt: skip
+    run.folder.update(**facts)
+    run.start(facts)
+    model = loading.load(card, device, dtype, recipe.model.gradient_checkpointing)
+    sampling = Sampling(
+        settings.max_new_tokens, renderer.stop_ids, settings.temperature, stop_strings=settings.stop
+    )
+    sampler = InProcessSampler(model.model, card.context, decode=renderer.text)
+    return Workshop(run, model, renderer, sampler, sampling, train, heldout, examples, heldout_examples, process)
+
+
+def _enough(recipe: Recipe, train: Sequence[Prompt], examples: Sequence[Encoded]) -> None:
+    have = len(examples) if isinstance(recipe, SftRecipe) else len(train)
+    if have < recipe.train.prompts:
+        raise InputError("train.prompts", f"a step takes {recipe.train.prompts} rows, there are {have} to train on",
+                         f"set train.prompts to {have} or less, or give more rows")  # fmt: skip
+
+
+def model_card(recipe: Recipe, card: Card) -> str:
+    """README.md of a saved model."""
+    return (
+        f"---\nbase_model: {card.name}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- upslope\n"
+        f"- {recipe.kind}\n---\n\n# {card.name}, after `upslope {recipe.kind}`\n\nTrained with upslope. The recipe lies in "
+        "`recipe.yaml` of the run folder.\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("model")\ntokenizer = AutoTokenizer.from_pretrained("model")\n```\n'
+    )

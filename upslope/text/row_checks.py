@@ -1,0 +1,133 @@
+"""What a row must be to serve as a prompt or an example. Faults are ``ValueError`` with the found and the expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from upslope.errors import InputError
+
+if TYPE_CHECKING:
+    from upslope.types import Message
+
+ROLES = ("system", "user", "assistant")
+STANDS_FOR = {"prompt": ("input", "messages"), "completion": ("output", "messages")}
+USUAL_NAMES = {
+    "prompt": ("question", "query", "problem", "instruction", "task", "user", "source"),
+    "completion": ("answer", "response", "solution", "target", "reply", "label"),
+    "chosen": ("accepted", "preferred", "better"),
+    "rejected": ("refused", "dispreferred", "worse"),
+    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
+}
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], where: str, need: Sequence[str]) -> None:
+    """See that each needed column, or one that stands for it, is there.
+
+    Raises:
+        InputError: it is not; with the columns that are there and the mapping that would mend it.
+    """
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    for name in need:
+        if name in there or any(other in there for other in STANDS_FOR.get(name, ())):
+            continue
+        problem = f"column {name!r} not in {where}. Columns: {', '.join(there)}"
+        if name == "prompt" and "text" in there and not _usual(name, there):
+            why = "'text' does not say where the prompt ends and the completion begins"
+            raise InputError(where, f"{problem} ({why})", "split it into the columns prompt and completion")
+        if name == "prompt" and "chosen" in there and "rejected" in there and "prompt" not in there:
+            raise InputError(
+                where, f"{problem} (preference rows without a prompt)", "put the shared start into a column prompt"
+            )
+        mapped = _usual(name, there)
+        if mapped is None and name == "prompt":
+            messages = _usual("messages", there)
+            if messages:
+                raise InputError(where, problem, f"map it: data.columns.messages: {messages}")
+        raise InputError(where, problem, f"map it: data.columns.{name}: {mapped or 'YOUR_COLUMN'}")
+
+
+def _usual(name: str, there: Sequence[str]) -> str | None:
+    """The column that probably is ``name``: by its usual other names, or by spelling."""
+    lower = {column.lower(): column for column in there}
+    for other in (name, *USUAL_NAMES.get(name, ())):
+        if other in lower:
+            return lower[other]
+    near = difflib.get_close_matches(name, lower, n=1, cutoff=0.8)
+    return lower[near[0]] if near else None
+
+
+def prompt_of(row: Mapping[str, Any]) -> str | tuple[Message, ...]:
+    """The prompt of a row: text, or a conversation that ends with the user's turn."""
+    name = next((name for name in ("prompt", "input", "messages") if name in row), "prompt")
+    value = row.get(name)
+    if name == "messages" or isinstance(value, list | tuple):
+        return conversation(value, name, last="user")
+    return _text(value, name)
+
+
+def completion_of(row: Mapping[str, Any]) -> str:
+    """The completion of a row: text, or a list with one assistant message."""
+    name = next((name for name in ("completion", "output") if name in row), "completion")
+    value = row.get(name)
+    if not isinstance(value, list | tuple):
+        return _text(value, name)
+    if len(value) != 1 or not isinstance(value[0], Mapping) or value[0].get("role") != "assistant":
+        raise ValueError(
+            f"{name} is a list of {len(value)} messages, expected text or one assistant message (or use 'messages')"
+        )
+    return _text(value[0].get("content"), f"{name}[0].content")
+
+
+def conversation(value: Any, name: str, last: Literal["user", "assistant"]) -> tuple[Message, ...]:
+    """A checked conversation: perhaps a system message, then user and assistant in turn, to a last turn of ``last``."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{name} is {_found(value)}, expected a list of messages with role and content")
+    before = ""
+    for index, message in enumerate(value):
+        place = f"{name}[{index}]"
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            hint = "; ShareGPT's from/value must be turned into role/content" if _share_gpt(message) else ""
+            raise ValueError(f"{place} is {_found(message)}, expected an object with role and content{hint}")
+        role = message["role"]
+        if role not in ROLES:
+            raise ValueError(f"{place} has role {role!r}, expected one of {', '.join(ROLES)}")
+        _text(message["content"], f"{place}.content")
+        allowed = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[before]
+        if role not in allowed:
+            follows = f"follows {before}" if before else "comes first"
+            raise ValueError(f"{place} is {role} and {follows}, expected {' or '.join(allowed)} there")
+        before = role
+    if before != last:
+        why = (
+            "a prompt of RL ends with the user's turn"
+            if last == "user"
+            else "there is no answer to train on at its end"
+        )
+        raise ValueError(f"{name} ends with the turn of {before}, expected {last}: {why}")
+    return tuple(value)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_found(value)}, expected text")
+    if not value.strip():
+        raise ValueError(f"{name} is empty, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds a lone surrogate at character {error.start}, expected valid Unicode") from None
+    return value
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple | Mapping) and not value:
+        return "empty"
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def _share_gpt(message: Any) -> bool:
+    return isinstance(message, Mapping) and {"from", "value"} <= message.keys()

@@ -1,0 +1,236 @@
+"""What travels between the rooms: frozen dataclasses and narrow protocols.
+
+Alphabet of shapes: ``batch`` rows, ``length`` tokens of the longest row, ``time`` = length - 1 target positions (target
+``t`` is ``token_ids[:, t + 1]``), ``choices`` allowed tokens at a position, ``prompts`` x ``group`` completions,
+``vocab``. Log-probabilities are in nats. Rows are padded on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Message: TypeAlias = Mapping[str, Any]
+"""One chat message: ``{"role": "user" | "assistant" | "system", "content": str}``."""
+
+Content: TypeAlias = str | tuple[Message, ...] | tuple[int, ...]
+"""Plain text, a conversation, or token ids that need no rendering."""
+
+
+# ---------------------------------------------------------------------------------------------- prompts and completions
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task instance. The policy sees ``content``; only the reward function sees ``columns``."""
+
+    id: str
+    content: Content
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One supervised row: text to condition on and text to be trained on.
+
+    ``messages`` rows have their conversation in ``prompt`` and ``completion=None``: every assistant turn is trained on.
+    """
+
+    id: str
+    prompt: Content
+    completion: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A rendered training row. ``trainable[i]`` says whether the model is trained to emit ``token_ids[i]``."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    trainable: tuple[bool, ...]
+
+
+Allowed: TypeAlias = Sequence[int] | Callable[[Sequence[int], Sequence[int]], Sequence[int]]
+"""Token ids that may be sampled, or a function ``(prompt_ids, ids_so_far) -> token ids``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1`` switch those filters off."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    allowed: Allowed | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    ``token_ids`` includes the stop token, whose choice is an action like any other. ``logprobs[t]`` is the log-probability
+    in nats of ``token_ids[t]`` under the distribution that was actually sampled from. ``support[t]`` are the ids allowed
+    at position ``t`` (``None``: the whole vocabulary at every position). ``stopped`` is False when the length ran out.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+    weights_version: int
+    support: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One episode as one growing token sequence. Tokens are appended, never edited or tokenised again.
+
+    ``action_mask[i]`` is True where the policy chose ``token_ids[i]``; ``logprobs`` and ``rewards`` are 0 elsewhere.
+    ``terminated`` is True for a true end (a stop token, a stop string, a game's end), False when the length ran out, so that
+    the value after the last token is still worth something. ``parts`` are the rewards by name, for the log.
+    """
+
+    prompt_id: str
+    group: int
+    sample: int
+    token_ids: tuple[int, ...]
+    action_mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    rewards: tuple[float, ...]
+    terminated: bool
+    weights_version: int
+    temperature: float = 1.0
+    support: tuple[tuple[int, ...] | None, ...] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Sum of the episode's rewards."""
+        return float(sum(self.rewards))
+
+    @property
+    def completion_length(self) -> int:
+        """Number of tokens that the policy chose."""
+        return sum(self.action_mask)
+
+
+# ------------------------------------------------------------------------------------------------------ batches, targets
+def _take(value: Any, rows: Sequence[int] | Tensor) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 0:
+        index = rows if isinstance(rows, Tensor) else value.new_tensor(list(rows), dtype=int)
+        return value[index.to(value.device)]
+    return value
+
+
+class Rows:
+    """Base of batch-first dataclasses: ``take`` selects rows of every tensor field."""
+
+    __slots__ = ()
+
+    def take(self, rows: Sequence[int] | Tensor) -> Self:
+        return type(self)(**{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})  # type: ignore[arg-type]
+
+    def to(self, device: Any) -> Self:
+        moved = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Rows):
+    """Rows of token ids, padded on the right and shifted once, here.
+
+    ``mask[b, t]`` is True where target ``t`` (= ``token_ids[b, t + 1]``) is a token that the policy chose or is trained on.
+    ``support[b, t]`` lists the ids among which it was chosen, padded with -1; a position whose ids are all -1 had the whole
+    vocabulary. ``unit`` is equal for rows that belong together (a pair, a group); such rows are never put into different
+    micro-batches. ``temperature`` is the one that the rows were sampled at.
+    """
+
+    token_ids: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+    mask: Bool[Tensor, "batch time"]
+    unit: Int[Tensor, " batch"]
+    temperature: float = 1.0
+    support: Int[Tensor, "batch time choices"] | None = None
+
+    def __len__(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def targets(self) -> Int[Tensor, "batch time"]:
+        return self.token_ids[:, 1:]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEvaluation(Rows):
+    """Log-probability of each target and entropy of its distribution, in nats; 0 where ``Batch.mask`` is False."""
+
+    logprobs: Float[Tensor, "batch time"]
+    entropy: Float[Tensor, "batch time"]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueEvaluation(Rows):
+    """``values[b, t]`` is V of the text before target ``t`` (tokens 0..t); ``last_value[b]`` is V after the row's last token."""
+
+    values: Float[Tensor, "batch time"]
+    last_value: Float[Tensor, " batch"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- doors
+JSON: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a checkpoint keeps of one part: tensors (stored as safetensors) and plain values (stored as JSON)."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run that a checkpoint saves and restores, bit for bit."""
+
+    def state(self) -> State: ...
+
+    def restore(self, state: State) -> None: ...
+
+
+class Sampler(Protocol):
+    """Draws completions. ``seeds[i]`` is the seed of prompt ``i``; sample and position derive from it."""
+
+    version: int
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]: ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None: ...
+
+
+E = TypeVar("E")
+T = TypeVar("T", bound=Rows)
+
+Loss: TypeAlias = Callable[[E, T], tuple[Tensor, dict[str, Tensor]]]
+"""``loss(evaluation, targets) -> ([batch, time] per-token loss, metrics of the same shape)``; the learner alone reduces."""
+
+
+class Scorer(Protocol[E]):
+    """A network that only evaluates: a frozen reference, a reward model. No gradient, dropout off."""
+
+    def evaluate(self, batch: Batch) -> E: ...
+
+
+class Task(Protocol):
+    """Single-turn task: prompts of a split (``train``, ``heldout``) and a reward function with TRL's signature."""
+
+    name: str
+
+    def prompts(self, split: str) -> Sequence[Prompt]: ...
+
+    def reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]: ...

@@ -1,0 +1,229 @@
+"""The child process in which a user's reward function runs. Needs only the standard library.
+
+One JSON object a line comes in on a pipe and one goes out on another; what the function prints goes to a log instead.
+The parent (``rewards.py``) holds the deadline. ``SIGUSR1`` makes this process write its stack, so that a hang can be
+named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import fcntl
+import importlib.util
+import inspect
+import json
+import math
+import numbers
+import os
+import select
+import signal
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------- one call
+def score(function: Callable[..., Any], request: Mapping[str, Any], user_file: str, runner: asyncio.Runner) -> Json:
+    """Call the function once. ``{"values", "extra", "metrics"}``, or ``{"failed", ...}`` that says what is wrong."""
+    count = len(request["completions"])
+    extra: dict[str, list[Any]] = {}
+    metrics: dict[str, list[float]] = {}
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        extra[str(column)] = list(values)
+
+    def log_metric(name: str, value: Any) -> None:
+        metrics.setdefault(str(name), []).append(float(value))
+
+    try:
+        returned = function(**_arguments(function, request, log_extra, log_metric))
+        if inspect.isawaitable(returned):
+            returned = runner.run(_awaited(returned))
+    except BaseException as error:  # SystemExit too: the user's code may not end the worker
+        return failure(error, user_file)
+    for column, logged in extra.items():
+        if len(logged) != count:
+            return {
+                "failed": "values",
+                "text": f"log_extra({column!r}) got {len(logged)} values for {count} completions",
+            }
+    checked = _values(returned, count)
+    if isinstance(checked, dict):
+        return checked
+    return {"values": checked, "extra": extra, "metrics": metrics}
+
+
+def failure(error: BaseException, user_file: str) -> Json:
+    """What an exception was and the last line of the user's own file that it came through."""
+    text = "".join(traceback.format_exception_only(error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename == user_file]
+    others = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen")]
+    place = [[last.filename, last.lineno, last.name] for last in (theirs or others)[-1:]]
+    return {"failed": "raised", "text": text, "frame": place[0] if place else None}
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def _arguments(function: Callable[..., Any], request: Mapping[str, Any], log_extra: Any, log_metric: Any) -> Json:
+    """The arguments that the function's signature asks for, by name; all of them where it takes ``**kwargs``."""
+    offered = dict(request["columns"])
+    offered.update(prompts=request["prompts"], completions=request["completions"])
+    if request["completion_ids"] is not None:
+        offered["completion_ids"] = request["completion_ids"]
+    offered.update(log_extra=log_extra, log_metric=log_metric)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C, without a signature
+        return offered
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+    missing = [name for name in needed if name not in offered]
+    if missing:
+        columns = ", ".join(request["columns"]) or "none"
+        raise TypeError(
+            f"it needs {', '.join(map(repr, missing))}, and no such column comes with the rows (columns: {columns})"
+        )
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return offered
+    names = {p.name for p in parameters}
+    return {name: value for name, value in offered.items() if name in names}
+
+
+def _values(returned: Any, count: int) -> list[float | None] | Json:
+    if not isinstance(returned, list | tuple) and callable(getattr(returned, "tolist", None)):
+        returned = returned.tolist()  # an array or a tensor of numbers
+    if not isinstance(returned, list | tuple):
+        kind = type(returned).__name__
+        return {"failed": "values", "text": f"returned {kind}, expected a list of {count} numbers, one per completion"}
+    if len(returned) != count:
+        return {"failed": "values", "text": f"returned {len(returned)} values for {count} completions"}
+    values: list[float | None] = []
+    for index, item in enumerate(returned):
+        number = item.item() if getattr(item, "shape", None) == () and hasattr(item, "item") else item
+        if number is None:
+            values.append(None)
+        elif not isinstance(number, numbers.Real):
+            found = f"{type(item).__name__} {repr(item)[:60]}"
+            return {
+                "failed": "values",
+                "text": f"returned {found} for a completion, expected a number or None",
+                "row": index,
+            }
+        else:
+            with contextlib.suppress(OverflowError):
+                if math.isfinite(float(number)):
+                    values.append(float(number))
+                    continue
+            found = repr(number)[:60]
+            return {
+                "failed": "values",
+                "text": f"returned {found} for a completion, expected a finite number",
+                "row": index,
+            }
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------- the process
+def load(path: str, function: str) -> Callable[..., Any]:
+    """Load ``function`` from the file at ``path``, and from nowhere else: ``sys.path`` is not searched for it."""
+    name = "upslope_reward_file"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and multiprocessing look their module up
+    spec.loader.exec_module(module)
+    found = getattr(module, function)
+    if not callable(found):
+        raise TypeError(f"{function} is {type(found).__name__}, not a function")
+    return found
+
+
+def serve(find: Callable[[], Callable[..., Any]], user_file: str, requests: int, replies: int, trace: int) -> None:
+    """Answer requests until the parent closes its end. The first reply says that the function is loaded, or why not."""
+    process = os.getpid()
+    for descriptor in (requests, replies, trace):
+        os.set_inheritable(descriptor, False)  # programs that the user's code starts must not hold our pipes
+    with asyncio.Runner() as runner:
+        _explain_on_signal(runner, trace)
+        with _dying_with_parent(requests):
+            try:
+                function = find()
+                reply: Json = {"ready": True}
+            except BaseException as error:
+                reply = failure(error, user_file)
+        _send(replies, reply)
+        with open(requests, "rb", closefd=False) as lines:
+            for line in lines:
+                with _dying_with_parent(requests):
+                    reply = score(function, json.loads(line), user_file, runner)
+                if os.getpid() != process:
+                    os._exit(0)  # the user's code forked and both copies came back: only the first one answers
+                _send(replies, reply)
+
+
+def _send(descriptor: int, reply: Json) -> None:
+    data = memoryview(json.dumps(reply, default=repr).encode() + b"\n")
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+class _dying_with_parent:
+    """While user code runs nobody reads the request pipe. Its hang-up, which means that the parent is gone, then raises
+    SIGIO, whose default action ends this process and its group: no hung reward outlives a killed run."""
+
+    def __init__(self, requests: int) -> None:
+        self.requests = requests
+
+    def __enter__(self) -> None:
+        fcntl.fcntl(self.requests, fcntl.F_SETOWN, -os.getpgrp())
+        self._set(os.O_ASYNC)
+        poll = select.poll()
+        poll.register(self.requests, 0)
+        if any(event & select.POLLHUP for _, event in poll.poll(0)):
+            os._exit(0)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(0)
+
+    def _set(self, flag: int) -> None:
+        flags = fcntl.fcntl(self.requests, fcntl.F_GETFL)
+        fcntl.fcntl(self.requests, fcntl.F_SETFL, (flags & ~os.O_ASYNC) | flag)
+
+
+def _explain_on_signal(runner: asyncio.Runner, trace: int) -> None:
+    """On SIGUSR1 write the stack to ``trace``: from C, whatever Python is doing, then the tasks of a waiting event
+    loop."""
+
+    def write_tasks(number: int, frame: types.FrameType | None) -> None:
+        for task in asyncio.all_tasks(runner.get_loop()):
+            stack: list[str] = []
+            waiting: Any = task.get_coro()
+            while (inner := getattr(waiting, "cr_frame", None)) is not None:
+                stack.append(f'  File "{inner.f_code.co_filename}", line {inner.f_lineno} in {inner.f_code.co_name}\n')
+                waiting = waiting.cr_await
+            os.write(trace, "".join(reversed(stack)).encode("ascii", "backslashreplace"))
+
+    faulthandler.enable(file=trace)  # a crash in C leaves its stack too
+    signal.signal(signal.SIGUSR1, write_tasks)
+    faulthandler.register(signal.SIGUSR1, file=trace, all_threads=True, chain=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGIO})
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    sys.path.extend(task["search"])  # last: only our own package, for a reward that ships with it
+    serve(lambda: load(task["path"], task["function"]), task["path"], task["requests"], task["replies"], task["trace"])
+
+
+if __name__ == "__main__":
+    main()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -119,9 +120,12 @@ class Rollout:
 
 
 # ------------------------------------------------------------------------------------------------------ batches, targets
+R = TypeVar("R", bound="Rows")
+
+
 def _take(value: Any, rows: Sequence[int] | Tensor) -> Any:
     if isinstance(value, Tensor) and value.ndim > 0:
-        index = rows if isinstance(rows, Tensor) else value.new_tensor(list(rows), dtype=int)
+        index = rows if isinstance(rows, Tensor) else torch.tensor(list(rows), dtype=torch.long)
         return value[index.to(value.device)]
     return value
 
@@ -131,10 +135,10 @@ class Rows:
 
     __slots__ = ()
 
-    def take(self, rows: Sequence[int] | Tensor) -> Self:
+    def take(self: R, rows: Sequence[int] | Tensor) -> R:
         return type(self)(**{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})  # type: ignore[arg-type]
 
-    def to(self, device: Any) -> Self:
+    def to(self: R, device: Any) -> R:
         moved = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
 
@@ -214,22 +218,24 @@ class Sampler(Protocol):
 
 
 E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
 T = TypeVar("T", bound=Rows)
 
 Loss: TypeAlias = Callable[[E, T], tuple[Tensor, dict[str, Tensor]]]
 """``loss(evaluation, targets) -> ([batch, time] per-token loss, metrics of the same shape)``; the learner alone reduces."""
 
 
-class Scorer(Protocol[E]):
+class Scorer(Protocol[E_co]):
     """A network that only evaluates: a frozen reference, a reward model. No gradient, dropout off."""
 
-    def evaluate(self, batch: Batch) -> E: ...
+    def evaluate(self, batch: Batch) -> E_co: ...
 
 
 class Task(Protocol):
     """Single-turn task: prompts of a split (``train``, ``heldout``) and a reward function with TRL's signature."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def prompts(self, split: str) -> Sequence[Prompt]: ...
 

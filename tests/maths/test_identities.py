@@ -37,14 +37,14 @@ def exact_gradient(log_pi: Tensor, theta: Tensor, reward: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("group", [2, 3, 4])
-def test_leave_one_out_is_exactly_the_policy_gradient(theta: Tensor, group: int) -> None:  # R1
+def test_leave_one_out_is_exactly_the_policy_gradient(theta: Tensor, group: int) -> None:
     log_pi = theta.log_softmax(0)
     found = expected_gradient(log_pi, theta, REWARD, group, baseline="leave_one_out")
     torch.testing.assert_close(found, exact_gradient(log_pi, theta, REWARD), atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("group", [2, 3, 4])
-def test_the_mean_with_itself_is_g_minus_1_over_g_of_it(theta: Tensor, group: int) -> None:  # R2
+def test_the_mean_with_itself_is_g_minus_1_over_g_of_it(theta: Tensor, group: int) -> None:
     log_pi = theta.log_softmax(0)
     found = expected_gradient(log_pi, theta, REWARD, group, baseline="mean")
     wanted = exact_gradient(log_pi, theta, REWARD) * (group - 1) / group
@@ -55,11 +55,11 @@ def test_std_scale_bends_the_direction_when_rewards_are_not_binary(theta: Tensor
     log_pi = theta.log_softmax(0)
     found = expected_gradient(log_pi, theta, REWARD, 4, baseline="mean", scale="std")
     cosine = torch.cosine_similarity(found, exact_gradient(log_pi, theta, REWARD), dim=0).item()
-    assert 0.99 < cosine < 1 - 1e-6
+    assert 0.9 < cosine < 1 - 1e-3
 
 
 def weight_of_std(p: float, group: int) -> float:
-    """w_G(p) of algorithms' identity R4: E[gradient] = w_G(p) grad p for rewards 0 and 1."""
+    """w_G(p) in closed form: E[gradient] = w_G(p) grad p for rewards 0 and 1."""
     return sum(
         math.comb(group - 1, j)
         * p**j
@@ -84,14 +84,14 @@ def measured_weight_of_std(p: float, group: int) -> float:
 
 
 @pytest.mark.parametrize(("group", "printed"), [(2, 1.0), (4, 1.69), (8, 2.33), (16, 2.85), (64, 3.26), (256, 3.32)])
-def test_std_scale_weighs_a_prompt_by_its_difficulty(group: int, printed: float) -> None:  # R4
+def test_std_scale_weighs_a_prompt_by_its_difficulty(group: int, printed: float) -> None:
     measured = measured_weight_of_std(0.1, group)
     assert measured == pytest.approx(weight_of_std(0.1, group), abs=1e-11)
     assert measured == pytest.approx(printed, abs=6e-3)
     assert measured < 1 / math.sqrt(0.1 * 0.9)
 
 
-def test_groups_that_teach_nothing_are_as_frequent_as_computed() -> None:  # R5
+def test_groups_that_teach_nothing_are_as_frequent_as_computed() -> None:
     group, p = 8, 0.1
     outcomes = torch.tensor(list(itertools.product([0.0, 1.0], repeat=group)), dtype=F64)
     probability = (p**outcomes * (1 - p) ** (1 - outcomes)).prod(1)
@@ -100,7 +100,7 @@ def test_groups_that_teach_nothing_are_as_frequent_as_computed() -> None:  # R5
     assert probability[silent].sum().item() == pytest.approx(0.4305, abs=5e-5)
 
 
-def test_importance_weighting_off_policy_is_exact_without_clips(theta: Tensor) -> None:  # C3, one step
+def test_importance_weighting_off_policy_is_exact_without_clips(theta: Tensor) -> None:
     log_pi = theta.log_softmax(0)
     behaviour = torch.tensor([0.2, 0.5, 0.3], dtype=F64)
     gains = REWARD.unsqueeze(0)
@@ -123,7 +123,7 @@ def objective(log_pi: Tensor) -> Tensor:
     return (log_pi.exp() * REWARD).sum() - BETA * kl.categorical(log_pi, REF)
 
 
-def test_the_gap_to_the_optimum_is_beta_times_the_divergence(theta: Tensor) -> None:  # O1
+def test_the_gap_to_the_optimum_is_beta_times_the_divergence(theta: Tensor) -> None:
     log_star, best = tilted()
     log_pi = theta.log_softmax(0)
     assert objective(log_star).item() == pytest.approx(best, abs=1e-13)
@@ -131,10 +131,10 @@ def test_the_gap_to_the_optimum_is_beta_times_the_divergence(theta: Tensor) -> N
     assert gap == pytest.approx(BETA * kl.categorical(log_pi, log_star).item(), abs=1e-13) and gap > 0.1
 
 
-def test_ascent_with_k1_in_the_reward_reaches_the_optimum(theta: Tensor) -> None:  # O1
+def test_ascent_with_k1_in_the_reward_reaches_the_optimum(theta: Tensor) -> None:
     log_star, _ = tilted()
     logits = theta.detach().clone()
-    for _ in range(600):
+    for _ in range(1500):
         logits.requires_grad_()
         log_pi = logits.log_softmax(0)
         score = (REWARD - BETA * kl.k1(log_pi, REF)).detach()
@@ -144,7 +144,7 @@ def test_ascent_with_k1_in_the_reward_reaches_the_optimum(theta: Tensor) -> None
     torch.testing.assert_close(logits.softmax(0), log_star.exp(), atol=1e-10, rtol=0)
 
 
-def test_the_population_gradient_of_dpo_is_0_at_the_optimum_and_only_there(theta: Tensor) -> None:  # D1
+def test_the_population_gradient_of_dpo_is_0_at_the_optimum_and_only_there(theta: Tensor) -> None:
     pairs = torch.tensor(list(itertools.permutations(range(3), 2)))
     prefers = torch.sigmoid(REWARD[pairs[:, 0]] - REWARD[pairs[:, 1]])  # Bradley-Terry labels
     drawn = REF.exp()[pairs].prod(1)

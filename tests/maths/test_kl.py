@@ -1,4 +1,4 @@
-"""Divergence estimators by enumeration of a categorical distribution in float64 (identities K1, K2, K3)."""
+"""Divergence estimators by enumeration of a categorical distribution in float64."""
 
 from __future__ import annotations
 

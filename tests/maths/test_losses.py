@@ -137,7 +137,7 @@ def test_no_gradient_reaches_the_targets() -> None:
     assert x[0].grad is not None and (x[0].grad != 0).all() and x[1].grad is None and x[2].grad is None
 
 
-# ----------------------------------------------------------------------------------------------------- sequence ratios
+# ------------------------------------------------------------------------------------------------------ sequence ratios
 def gspo_objective(logprobs: Tensor, old: Tensor, gains: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
     """Eq. 5 of arXiv 2507.18071, a loop over sequences."""
     terms = []
@@ -183,7 +183,7 @@ def test_masked_garbage_never_enters_the_sequence_loss() -> None:
     assert torch.isfinite(gradient).all() and gradient[0, 2] == 0
 
 
-# ---------------------------------------------------------------------------------------------------- value and pairs
+# ------------------------------------------------------------------------------------------------------ value and pairs
 @pytest.mark.parametrize(
     ("value", "old", "target", "expected"),
     [

@@ -80,6 +80,8 @@ def test_repeated_keys_name_both_lines_and_values() -> None:
         "r.yaml:6 seed: given twice (line 5: 1, line 6: a mapping). Fix: keep one.",
     ]
     assert draft.data == {"optim": {"lr": 1e-5, "warmup": 2}, "seed": 1}
+    draft = parse("optim:\n  lr: 1e-5\noptim:\n  lr: 3e-4\n", "r.yaml")
+    assert (draft.data["optim"], draft.where["optim.lr"]) == ({"lr": 1e-5}, "r.yaml:2")
 
 
 def test_a_repeated_secret_is_not_shown() -> None:
@@ -172,7 +174,26 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- writing
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=20) | st.sampled_from(
-    ["yes", "on", "~", "", " ", "1e5", "0x1", "a: b", "#c", "-", "[x]", "a\nb", "\u2028", "\ufeff", "\ud800", "\x85", "=", "<<"]
+    [
+        "yes",
+        "on",
+        "~",
+        "",
+        " ",
+        "1e5",
+        "0x1",
+        "a: b",
+        "#c",
+        "-",
+        "[x]",
+        "a\nb",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "\x85",
+        "=",
+        "<<",
+    ]
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
 values = st.recursive(

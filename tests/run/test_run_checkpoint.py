@@ -26,6 +26,12 @@ PRIMITIVES = ("_make_folder", "_write_bytes", "_write_tensors", "_sync", "_renam
 WRITERS = ("_write_bytes", "_write_tensors")
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses no written data, only a power cut does; that files are synced has its own test."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @dataclass
 class Part:
     """A part whose content is decided by one number."""
@@ -64,6 +70,13 @@ def visible(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
 
 
+def assert_all_visible_are_valid(directory: Path) -> None:
+    for name in visible(directory):
+        order = checkpoint.parse_label(name)
+        assert order is not None
+        assert checkpoint.verify(directory / name, order)[1] == ""
+
+
 def hidden(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name.startswith("."))
 
@@ -90,7 +103,14 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path: Path) -> None:
         "parameter": torch.nn.Parameter(torch.randn(2)),
         "name with / and \u00e9": torch.zeros(1),
     }
-    values = {"f": 0.1, "tiny": 5e-324, "big": 2**70, "none": None, "list": [1, [True, "x\x00\ud800"]], "inf": float("inf")}
+    values = {
+        "f": 0.1,
+        "tiny": 5e-324,
+        "big": 2**70,
+        "none": None,
+        "list": [1, [True, "x\x00\ud800"]],
+        "inf": float("inf"),
+    }
 
     class Holder:
         def state(self) -> State:
@@ -136,7 +156,12 @@ def test_restored_tensors_are_aligned_and_do_not_share_memory(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("values", "trail"),
-    [({"a": {1: 2}}, "key 1"), ({"a": [torch.float32]}, r"p\.a\[0\]"), ({"a": {2, 3}}, r"p\.a"), ({"a": b"x"}, r"p\.a")],
+    [
+        ({"a": {1: 2}}, "key 1"),
+        ({"a": [torch.float32]}, r"p\.a\[0\]"),
+        ({"a": {2, 3}}, r"p\.a"),
+        ({"a": b"x"}, r"p\.a"),
+    ],
 )
 def test_values_that_json_would_change_are_refused_by_name(tmp_path: Path, values: dict[str, Any], trail: str) -> None:
     class Bad:
@@ -155,7 +180,8 @@ def test_labels_and_their_order_in_time() -> None:
     assert checkpoint.label((10, 3)) == "step-00010-003"
     assert checkpoint.label((1234567, 1001)) == "step-1234567-1001"
     orders = [(9, 0), (10, 1), (10, 2), (10, 0), (11, 1), (11, 0), (100000, 0)]
-    assert sorted(reversed(orders), key=checkpoint.age) == orders
+    shuffled = random.Random(0).sample(orders, len(orders))
+    assert shuffled != orders and sorted(shuffled, key=checkpoint.age) == orders
     assert [checkpoint.parse_label(checkpoint.label(order)) for order in orders] == orders
     for name in ("step-10", "step-00010.old", ".tmp-step-00010.7", "step-00010-000", "step-000010", "best"):
         assert checkpoint.parse_label(name) is None
@@ -262,8 +288,7 @@ def test_a_crash_at_any_disk_operation_leaves_the_newest_committed_checkpoint(
         assert notices == [], at
         if directory.exists():
             assert hidden(directory) == []
-            for name in visible(directory):
-                assert checkpoint.verify(directory / name, checkpoint.parse_label(name))[0], (at, name)  # type: ignore[arg-type]
+            assert_all_visible_are_valid(directory)
         write(directory, 9, keep)
         assert read(directory) == ((9, 0), [])
         assert len(visible(directory)) == min(keep, 1 + (order is not None) * keep), at
@@ -291,10 +316,9 @@ def test_a_disk_error_at_any_operation_leaves_what_was_there(tmp_path: Path, cod
                 # an error of the very last sync comes after the rename: the checkpoint is whole, and is also there
                 expected = (2, 0) if injector.log[at - 1] == f"_sync {directory.name}" else (1, 0)
         outcomes.add(expected)
-        assert error is None or os.strerror(code) in error and "untouched" in error
+        assert error is None or (os.strerror(code) in error and "untouched" in error)
         assert read(directory) == (expected, []), (at, injector.log[at - 1])
-        for name in visible(directory):
-            assert checkpoint.verify(directory / name, checkpoint.parse_label(name))[0]  # type: ignore[arg-type]
+        assert_all_visible_are_valid(directory)
         write(directory, 3)
         assert read(directory) == ((3, 0), []) and hidden(directory) == []
     assert outcomes == {(1, 0), (2, 0)}
@@ -321,8 +345,11 @@ def test_files_are_synced_before_the_rename_and_pruned_after_it(
 ) -> None:
     directory = tmp_path / "checkpoints"
     write(directory, 1, keep=1)
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
     injector = Injector(monkeypatch, None)
-    write(directory, 2, keep=1)
+    newest = write(directory, 2, keep=1)
+    assert synced == {path.stat().st_ino for path in (*newest.iterdir(), newest, directory)}
     temporary = f".tmp-step-00002.{os.getpid()}"
     log = injector.log
     for name in ("a.safetensors", "a.json", "b.safetensors", "b.json"):
@@ -417,9 +444,13 @@ def test_latest_leaves_another_process_writing_alone(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------- real SIGKILL
 def kill_at_random(directory: Path, kills: int, seed: int) -> int:
-    """Fork savers, kill each at a random time; after each kill the newest reported step, or a newer one, must load."""
-    chance, committed, inside = random.Random(seed), 0, 0
-    for _ in range(kills):
+    """Fork a saver, SIGKILL it at a random time, until ``kills`` have hit a save in the midst; the number of tries.
+
+    After each, the newest step that the saver reported must load, or the next one, out but not yet reported.
+    """
+    chance, committed, inside, tries = random.Random(seed), 0, 0, 0
+    while inside < kills and tries < 20 * kills:
+        tries += 1
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -431,28 +462,28 @@ def kill_at_random(directory: Path, kills: int, seed: int) -> int:
                 os._exit(1)
         os.close(writer)
         first = os.read(reader, 4)  # the child is at work
-        time.sleep(chance.uniform(0, 0.05))
+        time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with os.fdopen(reader, "rb") as pipe:
             reported = first + pipe.read()
-        told = int.from_bytes(reported[-4:], "little")
+        committed = int.from_bytes(reported[-4:], "little")
         inside += bool(hidden(directory))
         checkpoint.sweep(directory)
         order, notices = read(directory)
-        assert order in ((told, 0), (told + 1, 0)) and notices == []
+        assert order in ((committed, 0), (committed + 1, 0)) and notices == []
         assert hidden(directory) == []
-        committed = told
-    return inside
+    assert inside == kills
+    return tries
 
 
 def test_sigkill_at_random_times_never_costs_a_committed_checkpoint(tmp_path: Path) -> None:
-    assert kill_at_random(tmp_path, kills=8, seed=0) > 0  # some kills must have hit a save in the midst
+    assert kill_at_random(tmp_path, kills=8, seed=0) >= 8
 
 
 @pytest.mark.slow
-def test_sigkill_two_hundred_times(tmp_path: Path) -> None:
-    assert kill_at_random(tmp_path, kills=200, seed=1) > 20
+def test_two_hundred_sigkills_in_the_midst_of_a_save(tmp_path: Path) -> None:
+    assert kill_at_random(tmp_path, kills=200, seed=1) >= 200
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def dead_pid() -> int:
     return child.pid
 
 
-# -------------------------------------------------------------------------------------------------------- what it writes
-def test_a_new_run_writes_its_recipe_and_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# ------------------------------------------------------------------------------------------------------- what it writes
+def test_a_new_run_writes_its_recipe_and_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["upslope", "grpo", "r.yaml", "--hub-token", "abc", "--out=x"])
     path = tmp_path / "runs" / "a run with spaces, \u00e9"
     folder = RunFolder.open(path, RECIPE, {"kind": "grpo", "nan": float("nan")}, "new")
@@ -116,7 +117,7 @@ def test_plain_is_strict_json() -> None:
     json.dumps(plain(row), allow_nan=False)
 
 
-# ------------------------------------------------------------------------------------------------------ existing folders
+# ----------------------------------------------------------------------------------------------------- existing folders
 @pytest.mark.parametrize(("status", "shown"), [("finished", "finished"), ("stopped", "stopped"), ("failed", "failed")])
 def test_an_existing_run_is_not_written_over(tmp_path: Path, status: str, shown: str) -> None:
     path = finished(tmp_path / "a", status)
@@ -147,7 +148,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, mode: Any) -> Non
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").write_text("1")
     (tmp_path / "run.json").write_text('{"scripts": {"test": "x"}}')
-    with pytest.raises(InputError, match="not a run folder|no run here to resume"):
+    with pytest.raises(InputError, match=r"not a run folder|no run here to resume"):
         RunFolder.open(tmp_path, RECIPE, {}, mode)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model", "run.json"]
     assert (tmp_path / "model" / "precious").exists()
@@ -203,7 +204,9 @@ def test_a_folder_without_write_permission(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "a", RECIPE, {}, "new")
 
 
-def test_a_disk_that_fills_up_while_opening_gives_the_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_opening_gives_the_lock_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = module.replace_file
 
     def full(path: Path, data: bytes, sync: bool = True) -> None:
@@ -283,7 +286,15 @@ def test_a_lock_of_another_host_or_one_that_cannot_be_read_is_respected(tmp_path
     assert (path / "run.lock").read_text() == content
 
 
-def test_of_many_processes_that_find_a_stale_lock_one_wins(tmp_path: Path) -> None:
+def test_of_many_processes_that_find_a_stale_lock_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = machine.is_dead
+
+    def slow(holder: dict[str, Any]) -> bool:
+        dead = real(holder)
+        time.sleep(0.02)  # so that all of them would have looked before the first one acts
+        return dead
+
+    monkeypatch.setattr(machine, "is_dead", slow)
     path = finished(tmp_path / "a", "failed")
     lock(path, pid=dead_pid())
     go, won, counted = os.pipe(), os.pipe(), os.pipe()
@@ -348,7 +359,7 @@ def test_resume_with_another_recipe_shows_what_differs(tmp_path: Path) -> None:
 
 def test_allowing_one_key_does_not_allow_another_that_begins_alike(tmp_path: Path) -> None:
     path = finished(tmp_path / "a", "stopped", 20)
-    with pytest.raises(InputError, match="train.steps_per_epoch"):
+    with pytest.raises(InputError, match=r"train\.steps_per_epoch"):
         RunFolder.open(path, edited(train__steps_per_epoch=3), {}, "resume")
 
 

@@ -128,7 +128,7 @@ def test_state_syncs_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(synced) == 3
 
 
-# ------------------------------------------------------------------------------------------------------------- full disk
+# ------------------------------------------------------------------------------------------------------------ full disk
 def test_a_full_disk_loses_lines_and_never_raises(tmp_path: Path) -> None:
     told: list[str] = []
     stream = MetricsStream(tmp_path, notice=told.append)
@@ -183,9 +183,9 @@ def test_a_full_disk_keeps_the_earlier_rollouts_and_never_raises(
     assert rollout_steps(tmp_path) == [0]
 
 
-# -------------------------------------------------------------------------------------------------------------- rollouts
+# ------------------------------------------------------------------------------------------------------------- rollouts
 def test_rollouts_of_any_text_and_number_come_back(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a\x00b", "completion": "\ud800 lone", "reward": 0.1},
         {"completion": "line\u2028end\x85\r\n\x1b]52;c;x", "reward": None, "parts": {"f": np.float32(0.5)}},
         {"completion": "\U0001f600 \u4f60", "reward": float("nan"), "ids": (1, 2), "t": torch.tensor([1, 2])},

@@ -34,7 +34,9 @@ def test_tensorboard_events_read_back(tmp_path: Path) -> None:
     listener.on_start(facts(tmp_path))
     listener.on_step(1, {"reward": 0.5, "kl": None, "bad": float("nan"), "n": 3}, {"update": 0.25})
     listener.on_step(2, {"reward": 0.75}, {"update": 0.125})
-    listener.on_notice("n"), listener.on_phase(1, "p", 0, 1), listener.on_sample(1, "p", "c", None)
+    listener.on_notice("n")
+    listener.on_phase(1, "p", 0, 1)
+    listener.on_sample(1, "p", "c", None)
     listener.on_end({})
     assert events(tmp_path) == {
         "reward": [(1, 0.5), (2, 0.75)],
@@ -95,8 +97,9 @@ def test_wandb_and_trackio_hear_the_same_numbers(
     listener.on_end({})
     if name == "wandb":
         own = {**own, "dir": str(tmp_path / "a")}
+    started: dict[str, Any] = {"project": "mine", "config": {"lr": 0.1}, "resume": "allow", **own}
     assert fake.calls == [
-        ("init", {"project": "mine", "config": {"lr": 0.1}, "resume": "allow", **own}),
+        ("init", started),
         ("log", ({"reward": 0.5, "time/update": 2.0}, 7)),
         ("finish", None),
     ]
@@ -112,7 +115,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one() -> None:
-    with pytest.raises(InputError, match="unknown tracker 'tensorbord'. Fix: did you mean tensorboard"):
+    with pytest.raises(InputError, match=r"unknown tracker 'tensorbord'\. Fix: did you mean tensorboard"):
         trackers(["tensorbord"])
     with pytest.raises(InputError, match="choose from tensorboard, wandb, trackio"):
         trackers(["nowhere"])

@@ -16,6 +16,7 @@ import pytest
 
 from upslope.errors import InputError, RewardError
 from upslope.types import Prompt
+from upslope.worlds.reward_process import Lost, start_file
 from upslope.worlds.rewards import (
     Call,
     Failure,
@@ -115,7 +116,7 @@ def test_check_source_errors_say_what_was_found(write: Write, tmp_path: Path) ->
 
 def test_a_star_import_leaves_the_name_to_the_process(write: Write) -> None:
     path = write("from os.path import *\n")
-    with RewardProcess(f"{path}:basename", 5) as process, pytest.raises(RewardError, match="returned|needs"):
+    with RewardProcess(f"{path}:basename", 5) as process, pytest.raises(RewardError, match="needs 'p'"):
         run(process, ["a"])
     with pytest.raises(RewardError, match="cannot be loaded: AttributeError"), RewardProcess(f"{path}:nothing", 5):
         pass
@@ -203,7 +204,9 @@ def test_groups_become_one_call_with_messages_where_the_rows_are_conversations()
     assert call.columns == {"answer": ["x", "x", None], "level": [None, None, 2]}
     assert call.completion_ids == [(1,), (2, 3), (4,)]
     assert call.row_ids == ["c#0", "c#1", "p#0"]
-    assert call.only(1) == Call([call.prompts[1]], [call.completions[1]], [(2, 3)], {"answer": ["x"], "level": [None]}, ["c#1"])
+    assert call.only(1) == Call(
+        [call.prompts[1]], [call.completions[1]], [(2, 3)], {"answer": ["x"], "level": [None]}, ["c#1"]
+    )
     assert call_of([Group(plain, ("c",))]).completion_ids is None
 
 
@@ -244,13 +247,19 @@ def test_no_completions_no_call(write: Write) -> None:
         ("None", "returned NoneType, expected a list of 8 numbers"),
         ("{'a': 1}", "returned dict, expected a list"),
         ("(1.0 for _ in completions)", "returned generator, expected a list"),
-        ("[1.0] * 3 + ['good'] + [1.0] * 4", r"returned str 'good' for a completion, expected a number or None \(row r3\)"),
+        (
+            "[1.0] * 3 + ['good'] + [1.0] * 4",
+            r"returned str 'good' for a completion, expected a number or None \(row r3\)",
+        ),
         ("[{}] + [1.0] * 7", r"returned dict \{\} for a completion, expected a number or None \(row r0\)"),
         ("[1.0] * 7 + [float('nan')]", r"returned nan for a completion, expected a finite number \(row r7\)"),
         ("[0, -float('inf')] + [0] * 6", r"returned -inf for a completion, expected a finite number \(row r1\)"),
         ("[10 ** 400] + [0] * 7", r"returned 1000+ for a completion, expected a finite number \(row r0\)"),
         ("[1j] + [0] * 7", r"returned complex 1j for a completion"),
-        ("[None] * 8", r"returned None for every completion, so nothing is rewarded \(rows r0, r1, r2, r3 and 4 more\)"),
+        (
+            "[None] * 8",
+            r"returned None for every completion, so nothing is rewarded \(rows r0, r1, r2, r3 and 4 more\)",
+        ),
         ("log_extra('x', [1]) or [1.0] * 8", r"log_extra\('x'\) got 1 values for 8 completions"),
     ],
 )
@@ -294,7 +303,10 @@ def test_an_exception_without_a_row_of_its_own_names_all_rows(write: Write) -> N
 
 def test_an_exit_is_an_error_too(write: Write) -> None:
     path = write("import sys\ndef f(completions):\n    sys.exit(0)\n")
-    with RewardProcess(f"{path}:f", 5) as process, pytest.raises(RewardError, match="SystemExit: 0, at rewards.py:3 in f"):
+    with (
+        RewardProcess(f"{path}:f", 5) as process,
+        pytest.raises(RewardError, match=r"SystemExit: 0, at rewards.py:3 in f"),
+    ):
         run(process, ["a"])
 
 
@@ -302,7 +314,9 @@ def test_a_file_that_cannot_be_loaded_says_where(write: Write) -> None:
     path = write("import nothing_of_that_name\ndef f(completions): ...\n")
     with pytest.raises(RewardError) as caught, RewardProcess(f"{path}:f", 5):
         pass
-    assert "cannot be loaded: ModuleNotFoundError: No module named 'nothing_of_that_name', at rewards.py:1" in str(caught.value)
+    assert "cannot be loaded: ModuleNotFoundError: No module named 'nothing_of_that_name', at rewards.py:1" in str(
+        caught.value
+    )
     path = write("f = 3\n")
     with pytest.raises(RewardError, match="f is int, not a function"), RewardProcess(f"{path}:f", 5):
         pass
@@ -314,7 +328,7 @@ def test_a_file_that_cannot_be_loaded_says_where(write: Write) -> None:
 
 # --------------------------------------------------------------------------------------------------- hangs and crashes
 HANGS = {
-    "loops": ("while True:\n        pass", 3),
+    "loops": ("while True: pass", 2),
     "sleeps": ("import time; time.sleep(60)", 2),
     "in_c": ("import re; re.match(r'(a+)+$', 'a' * 50 + 'b')", 2),
     "ignores": ("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", 2),
@@ -322,20 +336,20 @@ HANGS = {
 
 
 @pytest.mark.parametrize("name", HANGS)
-def test_a_hang_is_killed_in_time_tried_twice_and_its_line_named(write: Write, tmp_path: Path, name: str) -> None:
+def test_a_hang_is_killed_in_time_tried_twice_and_its_line_named(write: Write, name: str) -> None:
     body, line = HANGS[name]
     path = write(f"def f(completions):\n    {body}\n")
-    timeout = 0.4
+    timeout = 0.3
     with RewardProcess(f"{path}:f", timeout) as process:
         call = call_of([Group(Prompt("7", "p"), ("a", "b"))])
         started = time.monotonic()
-        once = process.attempt(call)
-        assert time.monotonic() - started < timeout + 1
-        assert isinstance(once, Failure) and once.kind == "hung"
         with pytest.raises(RewardError) as caught:
             process.score(call.prompts, call.completions, None, {}, call.row_ids)
-    found = str(caught.value)
-    assert found.startswith(f"reward rewards.py:f: no answer within 0.4 s, at rewards.py:{line} in f, tried twice (rows 7#0, 7#1)")
+        assert 2 * timeout <= time.monotonic() - started < 2 * (timeout + 1)
+    where = (
+        f"reward rewards.py:f: no answer within 0.3 s, at rewards.py:{line} in f, tried twice (rows 7#0, 7#1). Fix: "
+    )
+    assert str(caught.value).startswith(where)
 
 
 def test_an_async_hang_names_the_line_that_waits(write: Write) -> None:
@@ -377,19 +391,28 @@ def test_a_killed_hang_takes_its_children_along(write: Write, tmp_path: Path) ->
                     print(os.getpid(), child.pid, forked, file=file)
             time.sleep(60)
     """)
-    with RewardProcess(f"{path}:f", 0.5) as process, pytest.raises(RewardError, match="no answer"):
-        run(process, ["a"])
+    child = start_file(str(path), "f", (), None)
+    assert child.exchange(b"", 10) == {"ready": True}
+    request = {"prompts": ["p"], "completions": ["c"], "completion_ids": None, "columns": {}}
+    assert isinstance(child.exchange(json.dumps(request).encode() + b"\n", 0.5), Lost)
     found = [int(pid) for pid in pids.read_text().split()]
-    assert len(found) == 6
+    assert len(found) == 3
     assert all(gone_within(pid, 1) for pid in found)
+    child.close()
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ("print('last words'); os._exit(3)", r"its process ended \(exit code 3\) after 0.\d s; it last said: last words, tried twice"),
+        (
+            "print('last words'); os._exit(3)",
+            r"its process ended \(exit code 3\) after 0.\d s; it last said: last words, tried twice",
+        ),
         ("os.kill(os.getpid(), 9)", r"its process ended \(killed by SIGKILL\) after 0.\d s, tried twice"),
-        ("import ctypes; ctypes.string_at(0)", r"\(killed by SIGSEGV\) after \d.\d s, at rewards.py:3 in f, tried twice"),
+        (
+            "import ctypes; ctypes.string_at(0)",
+            r"\(killed by SIGSEGV\) after \d.\d s, at rewards.py:3 in f, tried twice",
+        ),
     ],
 )
 def test_a_crash_is_an_error_with_its_cause(write: Write, body: str, text: str) -> None:
@@ -399,7 +422,9 @@ def test_a_crash_is_an_error_with_its_cause(write: Write, body: str, text: str) 
 
 
 def test_a_fork_that_comes_back_answers_once(write: Write) -> None:
-    path = write("import os\ncount = 0\ndef f(completions):\n    os.fork()\n    return [float(len(c)) for c in completions]\n")
+    path = write(
+        "import os\ncount = 0\ndef f(completions):\n    os.fork()\n    return [float(len(c)) for c in completions]\n"
+    )
     with RewardProcess(f"{path}:f", 5) as process:
         assert [values(run(process, ["a" * n])) for n in range(1, 6)] == [[1.0], [2.0], [3.0], [4.0], [5.0]]
 
@@ -434,7 +459,9 @@ def test_no_worker_outlives_its_parent(write: Write, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_call_does_not_answer_the_next_one(write: Write) -> None:
-    path = write("import time\ndef f(completions):\n    time.sleep(0.3)\n    return [float(len(c)) for c in completions]\n")
+    path = write(
+        "import time\ndef f(completions):\n    time.sleep(0.3)\n    return [float(len(c)) for c in completions]\n"
+    )
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -445,7 +472,8 @@ def test_an_interrupted_call_does_not_answer_the_next_one(write: Write) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(KeyboardInterrupt):
                 run(process, ["one"])
-            assert values(run(process, ["eleven"])) == [6.0]
+            again = process.attempt(call_of([Group(Prompt("1", "p"), ("eleven",))]))
+            assert isinstance(again, list) and values(again) == [6.0]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -488,6 +516,9 @@ def test_a_hostile_module_in_the_working_folder_is_not_imported(
         monkeypatch.setenv("PYTHONPATH", python_path)
     with pytest.raises(RewardError, match="No module named 'helper_beside'"), RewardProcess(f"{path}:f", 5):
         pass
+    path = write("import arithmetic\ndef f(completions): ...\n")  # the folder of our own script is closed to it too
+    with pytest.raises(RewardError, match="No module named 'arithmetic'"), RewardProcess(f"{path}:f", 5):
+        pass
     assert not (tmp_path / "marker").exists()
 
 
@@ -502,7 +533,8 @@ def test_sets_of_text_have_one_order_in_every_process(write: Write) -> None:
 
 def test_worker_needs_only_the_standard_library_and_this_package_for_its_own_rewards() -> None:
     worker = Path(sys.modules["upslope.worlds.rewards"].__file__ or "").with_name("reward_worker.py")
-    code = f"import sys, runpy\nrunpy.run_path({str(worker)!r})\nsys.exit(any(m in sys.modules for m in ('numpy', 'upslope')))"
+    check = "sys.exit(any(name in sys.modules for name in ('numpy', 'upslope')))"
+    code = f"import sys, runpy\nrunpy.run_path({str(worker)!r})\n{check}"
     assert subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False).returncode == 0
     with RewardProcess("upslope.worlds.arithmetic:exact_match", 5, "exact") as process:
         assert values(run(process, ["60", "6"], {"answer": ["60", "60"]})) == [1.0, 0.0]
@@ -541,10 +573,16 @@ def test_a_python_functions_failures_are_named_like_a_files(capfd: pytest.Captur
         os._exit(4)
 
     line = raises.__code__.co_firstlineno
-    with RewardProcess(raises, 5) as process, pytest.raises(RewardError, match=rf"division by zero, at test_rewards.py:{line + 1} in .*row r1"):
+    with (
+        RewardProcess(raises, 5) as process,
+        pytest.raises(RewardError, match=rf"division by zero, at test_rewards.py:{line + 1} in .*row r1"),
+    ):
         run(process, ["a", ""])
     line = hangs.__code__.co_firstlineno
-    with RewardProcess(hangs, 0.4) as process, pytest.raises(RewardError, match=rf"no answer within 0.4 s, at test_rewards.py:{line + 3} in hangs"):
+    with (
+        RewardProcess(hangs, 0.4) as process,
+        pytest.raises(RewardError, match=rf"no answer within 0.4 s, at test_rewards.py:{line + 3} in hangs"),
+    ):
         run(process, ["a"])
     with RewardProcess(dies, 5) as process, pytest.raises(RewardError, match=r"exit code 4.*it last said: dying"):
         run(process, ["a"])
@@ -672,9 +710,11 @@ def test_values_cross_the_pipe_exactly_and_large_calls_too(write: Write) -> None
 
 
 def test_a_process_that_does_not_read_is_killed_in_time(write: Write) -> None:
-    path = write("import time\ndef f(completions):\n    time.sleep(60)\n")
+    path = write("import os\ndef f(completions, log_extra):\n    log_extra('pid', [os.getpid()])\n    return [0.0]\n")
     with RewardProcess(f"{path}:f", 0.4) as process:
+        os.kill(run(process, ["a"])[0].extra["pid"], signal.SIGSTOP)
         started = time.monotonic()
         failure = process.attempt(call_of([Group(Prompt("1", "p"), ("x" * 3_000_000,))]))
         assert isinstance(failure, Failure) and failure.kind == "hung"
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 1.4
+        assert values(run(process, ["a"])) == [0.0]

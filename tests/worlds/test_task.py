@@ -21,7 +21,11 @@ def test_load_task_passes_its_options() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("arithmetics", {}, r"no built-in task 'arithmetics'. Tasks: arithmetic. Fix: did you mean data.task: arithmetic"),
+        (
+            "arithmetics",
+            {},
+            r"no built-in task 'arithmetics'. Tasks: arithmetic. Fix: did you mean data.task: arithmetic",
+        ),
         ("chess", {}, r"no built-in task 'chess'. Tasks: arithmetic. Fix: use one of arithmetic"),
         ("arithmetic", {"digit": 2}, r"data.options.digit: .*no option 'digit'.*did you mean data.options.digits"),
         ("arithmetic", {"digits": 9}, "found 9, expected 1, 2 or 3"),
@@ -80,16 +84,17 @@ def test_split_without_repeats_is_exact() -> None:
     for heldout, count in ((128, 128), (128.0, 128), (0.1, 100), (0.0001, 1), (0, 0)):
         train, held = split_rows(rows, heldout, 0)
         assert (len(train), len(held)) == (1000 - count, count)
-    first, second = (set(item.id for item in split_rows(rows, 100, seed)[1]) for seed in (0, 1))
+    first, second = ({item.id for item in split_rows(rows, 100, seed)[1]} for seed in (0, 1))
     assert first != second
     assert first == {item.id for item in split_rows(rows, 100, 0)[1]}
 
 
 def test_split_keeps_conversations_with_the_same_question_together() -> None:
     question = {"role": "user", "content": "why"}
-    rows = [
-        {"messages": [question, {"role": "assistant", "content": f"because {i}"}]} for i in range(5)
-    ] + [{"messages": [{"role": "user", "content": f"who {i}"}, {"role": "assistant", "content": "me"}]} for i in range(20)]
+    rows = [{"messages": [question, {"role": "assistant", "content": f"because {i}"}]} for i in range(5)] + [
+        {"messages": [{"role": "user", "content": f"who {i}"}, {"role": "assistant", "content": "me"}]}
+        for i in range(20)
+    ]
     for seed in range(10):
         train, held = split_rows(rows, 8, seed)
         assert sum(row["messages"][0] == question for row in held) in (0, 5)
@@ -102,5 +107,5 @@ def test_split_keeps_conversations_with_the_same_question_together() -> None:
 
 @pytest.mark.parametrize("heldout", [-1, 1.5, 10, 11, 0.99])
 def test_split_refuses_what_leaves_nothing(heldout: float) -> None:
-    with pytest.raises(InputError, match="data.heldout"):
+    with pytest.raises(InputError, match=r"data\.heldout"):
         split_rows([{"prompt": str(i)} for i in range(10)], heldout, 0)

@@ -73,7 +73,8 @@ class FrozenScorer(Generic[E]):
         found: list[E] = [self.network(batch.take(rows).to(self.device)) for rows in cuts]
         order = torch.tensor([row for rows in cuts for row in rows]).argsort()
         merged = {
-            item.name: torch.cat([getattr(part, item.name) for part in found]).cpu()[order] for item in fields(found[0])
+            item.name: torch.cat([getattr(part, item.name) for part in found]).cpu()[order]
+            for item in fields(found[0])  # type: ignore[arg-type]
         }
         return type(found[0])(**merged)
 

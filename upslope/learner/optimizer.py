@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from upslope.types import State
 
 BETAS = (0.9, 0.99)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,13 @@ class MasterAdamW:
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
-        """Bit for bit what ``state`` gave."""
+        """Bit for bit what ``state`` gave; moments and gradients that were here before are forgotten."""
+        self.clear()
         for name, master in self.master.items():
             master.copy_(state.tensors[f"weight.{name}"])
-            moments = {key: state.tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["step"] is not None:
-                self.optimizer.state[master] = {
-                    key: value.clone().to(master.device if key != "step" else value.device)
-                    for key, value in moments.items()
-                    if value is not None
-                }
+            kept = {key: state.tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in state.tensors}
+            self.optimizer.state.pop(master, None)
+            if kept:
+                # The fused step wants its count, too, where the weights are.
+                self.optimizer.state[master] = {key: value.clone().to(master.device) for key, value in kept.items()}
         self._round()

@@ -64,7 +64,7 @@ def clipped_surrogate_sequence(
     The ratio at token t is ``stop_gradient(s) * pi_t / stop_gradient(pi_t)``: its value is ``s = sequence_ratio(...)``
     at every token, its gradient ``s grad log pi_t``. With one advantage a sequence and weights that are equal within a
     row (any rule of ``weighting``), the weighted sum has the value and the gradient of GSPO's own objective, ``min(s A,
-    clip(s) A)`` (eq. 5, 10). A sequence is clipped as a whole. Loss 0 and clipped False where ``mask`` is False,
+    clip(s) A)`` (eq. 5, 11). A sequence is clipped as a whole. Loss 0 and clipped False where ``mask`` is False,
     whatever stands there. The paper's clips are 3e-4 and 4e-4 (section 5.1): s strays from 1 far less than a token's
     ratio does.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def token_mean(mask: Bool[Tensor, "batch time"], dtype: torch.dtype | None = None) -> Float[Tensor, "batch time"]:
-    """``mask / number of True positions``: every token counts the same (DAPO, arXiv 2503.14476, eq. 8).
+    """``mask / number of True positions``: every token counts the same (DAPO, arXiv 2503.14476, section 3.3).
 
     Sums to 1; an all-False mask gives zeros. The divisor is a property of the sampled batch, so the expected gradient
     over batches of random length is not exactly proportional to that of the expected reward; see ``constant_length``.

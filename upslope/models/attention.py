@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ UNSUPPORTED = ("softcap", "s_aux", "logits_soft_cap")
 """Keyword arguments of attentions that compute something else (soft caps, sinks)."""
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How the tokens of a forward pass lie, and so what each may attend to."""
 

@@ -7,24 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upslope.models.attention import PackedRows
 from upslope.models.head import chosen
+from upslope.models.shared import SharedRows
 from upslope.types import Batch, PolicyEvaluation, ValueEvaluation
 
 
-def _hidden(decoder: Any, batch: Batch, drop_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of the packed rows: [tokens, width], and each token's row and position."""
-    lengths = batch.lengths - 1 if drop_last else batch.lengths
-    layout = PackedRows(lengths.tolist(), batch.token_ids.device)
-    rows = torch.repeat_interleave(torch.arange(len(batch), device=lengths.device), lengths)
-    positions = layout.position_ids[0]
-    out = decoder(
-        input_ids=batch.token_ids[rows, positions][None],
-        position_ids=layout.position_ids,
-        use_cache=False,
-        layout=layout,
-    )
-    return out.last_hidden_state[0], rows, positions
+def _hidden(decoder: Any, batch: Batch, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states [tokens, width] of the rows' first ``ends`` tokens, packed; and where token [row, position] lies in them."""
+    layout = SharedRows(batch.token_ids, ends, batch.unit)
+    out = decoder(input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
+    return out.last_hidden_state[0], layout.source
 
 
 class PolicyNetwork(nn.Module):
@@ -37,11 +29,10 @@ class PolicyNetwork(nn.Module):
     def forward(self, batch: Batch) -> PolicyEvaluation:
         """``logprobs`` and ``entropy`` [batch, time] in nats, at the batch's temperature and support; 0 where masked."""
         # The last token of a row predicts nothing.
-        hidden, rows, positions = _hidden(self.model.get_decoder(), batch, drop_last=True)
-        wanted = batch.mask[rows, positions]
-        rows, positions = rows[wanted], positions[wanted]
+        hidden, source = _hidden(self.model.get_decoder(), batch, batch.lengths - 1)
+        rows, positions = batch.mask.nonzero(as_tuple=True)
         logprob, entropy = chosen(
-            hidden[wanted],
+            hidden[source[rows, positions]],
             self.model.get_output_embeddings().weight,
             batch.targets[rows, positions],
             None if batch.support is None else batch.support[rows, positions],
@@ -66,10 +57,9 @@ class ValueNetwork(nn.Module):
 
     def forward(self, batch: Batch) -> ValueEvaluation:
         """``values[b, t]`` before target t, and the value after each row's last token."""
-        hidden, rows, positions = _hidden(self.decoder, batch, drop_last=False)
+        hidden, source = _hidden(self.decoder, batch, batch.lengths)
         flat = self.head(hidden.to(self.head.weight.dtype))[:, 0]
-        last = positions == batch.lengths[rows] - 1
-        wanted = ~last
-        wanted[~last] = batch.mask[rows[~last], positions[~last]]
-        values = flat.new_zeros(batch.mask.shape).index_put((rows[wanted], positions[wanted]), flat[wanted])
-        return ValueEvaluation(values, flat[last])
+        rows, positions = batch.mask.nonzero(as_tuple=True)
+        values = flat.new_zeros(batch.mask.shape).index_put((rows, positions), flat[source[rows, positions]])
+        everyone = torch.arange(len(batch), device=source.device)
+        return ValueEvaluation(values, flat[source[everyone, batch.lengths - 1]])

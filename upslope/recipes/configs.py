@@ -5,7 +5,7 @@ A field is documented by the string under it; ``upslope`` shows those strings. U
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,7 +50,7 @@ class DataSection(Section):
     """What to do with prompts that leave no room for the completion. The count is always said."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _one_source(self) -> DataSection:
         if (self.task is None) == (self.path is None):
             found = "neither is given" if self.task is None else "both are given"
             raise ValueError(f"exactly one of data.task and data.path is needed, {found}")
@@ -217,7 +217,7 @@ class RolloutRecipe(Recipe):
     reward: RewardSection = RewardSection()
 
     @model_validator(mode="after")
-    def _reward_is_known(self) -> Self:
+    def _reward_is_known(self) -> RolloutRecipe:
         if self.data.path is not None and self.reward.function is None:
             raise ValueError("reward is needed with data.path: give reward: path/to/file.py:function")
         return self
@@ -230,7 +230,7 @@ class GrpoRecipe(RolloutRecipe):
     grpo: GrpoSection = GrpoSection()
 
     @model_validator(mode="after")
-    def _group_of_two(self) -> Self:
+    def _group_of_two(self) -> GrpoRecipe:
         if self.grpo.group < 2:
             raise ValueError("grpo.group must be at least 2: GRPO compares completions of one prompt (got 1)")
         if self.train.minibatches > self.train.prompts:
@@ -248,7 +248,7 @@ class PpoRecipe(RolloutRecipe):
     ppo: PpoSection = PpoSection()
 
     @model_validator(mode="after")
-    def _minibatches_fit(self) -> Self:
+    def _minibatches_fit(self) -> PpoRecipe:
         rows = self.train.prompts * self.ppo.samples
         if self.train.minibatches > rows:
             raise ValueError(f"train.minibatches ({self.train.minibatches}) is more than the {rows} completions of a step")

@@ -87,7 +87,7 @@ def harvest(
             continue
         for sample, (completion, score) in enumerate(zip(group, group_scores, strict=True)):
             rollouts.append(_rollout(prompt.id, number, sample, prompt_ids, completion, score, shop.sampling.temperature))
-        shown += [_shown(prompt)] * samples
+        shown += [shown_prompt(prompt)] * samples
         answers += group_texts
         number += 1
     if not rollouts:
@@ -128,7 +128,7 @@ def _rollout(
     )  # fmt: skip
 
 
-def _shown(prompt: Prompt) -> str:
+def shown_prompt(prompt: Prompt) -> str:
     content = prompt.content
     if isinstance(content, str):
         return content

@@ -6,7 +6,7 @@ tokenizer before it reads weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,17 +97,21 @@ def load_rows(
             task.prompts("train"), task.prompts("heldout"), examples["train"], examples["heldout"],
             reward or task.reward_source, {"task": data.task, "options": data.options},
         )  # fmt: skip
-    table = reading.read_rows(str(data.path), data.columns)
-    facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash}
+    table = reading.read_rows(str(data.path), columns=data.columns)
+    facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
     if not supervised:
-        train, heldout = split_rows(reading.to_prompts(table), data.heldout, seed)
+        train, heldout = split_rows(reading.to_prompts(table.rows, table.where), data.heldout, seed)
         return Rows(train, heldout, reward=reward, facts=facts)
-    learn, keep = split_rows(reading.to_examples(table), data.heldout, seed)
-    heldout = []
-    if reward is not None:
-        kept = {row.id for row in keep}
-        heldout = [prompt for prompt in reading.to_prompts(table) if prompt.id in kept]
-    return Rows((), heldout, learn, keep, reward, facts)
+    learn, keep = split_rows(reading.to_examples(table.rows, table.where), data.heldout, seed)
+    return Rows((), [_question(row, table.rows[int(row.id) - 1]) for row in keep], learn, keep, reward, facts)
+
+
+def _question(row: Example, columns: Mapping[str, Any]) -> Prompt:
+    """A supervised row as a prompt to be answered: what comes before its (last) answer."""
+    from upslope.types import Prompt
+
+    content = row.prompt if row.completion is not None else row.prompt[:-1]
+    return Prompt(row.id, content, {name: columns[name] for name in columns if name not in ("prompt", "input", "messages")})
 
 
 def fit_prompts(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,16 @@ def describe() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions, read from package metadata: nothing is imported."""
-    found = {"python": platform.python_version()}
-    for name in ("upslope", "torch", "transformers", "tokenizers", "safetensors"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    names = ("upslope", "torch", "transformers", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+@cache  # parsing metadata costs milliseconds, and every checkpoint notes the versions
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def masked(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from upslope.errors import InputError
 from upslope.run.folder import plain, replace_file
@@ -22,7 +22,7 @@ from upslope.types import State
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 ROLLOUTS = "rollouts"
-Number = float | int | None
+Number = SupportsFloat | None
 
 
 def rollouts_file(folder: Path, step: int) -> Path:
@@ -154,7 +154,7 @@ def _line(step: int, values: Mapping[str, Number]) -> bytes:
     return (json.dumps({"step": step, **dict(sorted(row.items()))}) + "\n").encode("ascii")
 
 
-def _number(value: Any) -> Number:
+def _number(value: Any) -> float | int | None:
     """A Python number; numpy and torch scalars are read out exactly."""
     if value is None or isinstance(value, int):
         return value

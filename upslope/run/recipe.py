@@ -96,7 +96,7 @@ def dump(recipe: BaseModel) -> str:
 def difference(old_text: str, new_text: str) -> list[tuple[str, Any, Any]]:
     """``(dotted key, old value, new value)`` where two recipe texts differ; a key that one lacks is None there."""
     old, new = (dict(_flat(parse(text, "recipe.yaml").data, "")) for text in (old_text, new_text))
-    rows = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    rows = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old])]
     return [row for row in rows if not _same(row[1], row[2])]
 
 

@@ -96,9 +96,10 @@ def validate(draft: Draft, schema: type[R]) -> R:
     details = [] if failure is None else _details(failure)
     blamed = {error.where.rpartition(" ")[2].partition(".")[0] for error in draft.errors}
     details = [item for item in details if item["type"] != "value_error" or not blamed & _named(item, schema)]
-    located = {_dotted(item) for item in details}
-    bools = [item for item in _misplaced_bools(draft.data, schema) if _dotted(item) not in located]
-    details += bools + _hidden(draft, schema, details + bools)
+    bools = _misplaced_bools(draft.data, schema)
+    located = {_dotted(item) for item in bools}
+    details = [item for item in details if _dotted(item) not in located] + bools
+    details += _hidden(draft, schema, details)
     errors = draft.errors + [_explain(item, draft, schema) for item in details[:MOST_ERRORS]]
     if len(details) > MOST_ERRORS:
         errors.append(InputError(draft.source, f"{len(details) - MOST_ERRORS} more errors", "mend those above first"))
@@ -109,7 +110,7 @@ def validate(draft: Draft, schema: type[R]) -> R:
 
 def _line(error: InputError) -> float:
     number = re.match(r".*?:(\d+)(?: |$)", error.where)
-    return int(number[1]) if number else float("inf")
+    return float(number[1]) if number else float("inf")
 
 
 def _refuse_secrets(draft: Draft) -> None:

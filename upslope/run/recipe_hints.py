@@ -185,6 +185,7 @@ FOREIGN: dict[str, Foreign] = {
     "mask_truncated_completions": Foreign(("grpo.truncated",), "grpo.truncated: mask"),
     "sync_ref_model": Foreign((), "the reference is the starting policy and stays so"),
     # PPO
+    "kl_coef": Foreign(("ppo.kl_coef", "grpo.kl_coef")),
     "gamma": Foreign(("ppo.discount",)),
     "lam": Foreign(("ppo.trace",), "lambda of GAE"),
     "gae_lambda": Foreign(("ppo.trace",)),
@@ -196,6 +197,10 @@ FOREIGN: dict[str, Foreign] = {
     "ent_coef": Foreign(("ppo.entropy_coef",)),
     "whiten_rewards": Foreign((), "rewards are not whitened; ppo.whiten whitens advantages"),
     "init_kl_coef": Foreign(("ppo.kl_coef", "grpo.kl_coef")),
+    # sections of the other recipes
+    "sft": Foreign((), "a section of SFT recipes, which `upslope sft` runs"),
+    "ppo": Foreign((), "a section of PPO recipes, which `upslope ppo` runs"),
+    "grpo": Foreign((), "a section of GRPO recipes, which `upslope grpo` runs"),
     "<<": Foreign((), "YAML's merge keys are not read; write the keys out"),
 }
 _PREFIXES: dict[str, Foreign] = {
@@ -231,6 +236,8 @@ def hint(key: str, known: Sequence[str]) -> Hint:
     if elsewhere:
         return Hint(elsewhere)
     foreign = FOREIGN.get(leaf) or next((item for name, item in _PREFIXES.items() if leaf.startswith(name)), None)
+    if foreign is None and section not in known:
+        foreign = FOREIGN.get(section)
     if foreign is not None:
         ours = tuple(name for name in foreign.ours if name in known)[:1]
         why = foreign.why if ours or not foreign.ours else f"{foreign.why}; this recipe has none".removeprefix("; ")

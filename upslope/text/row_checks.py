@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 STANDS_FOR = {"prompt": ("input", "messages"), "completion": ("output", "messages")}
 USUAL_NAMES = {
     "prompt": ("question", "query", "problem", "instruction", "task", "user", "source"),
-    "completion": ("answer", "response", "solution", "target", "reply", "label"),
+    "completion": ("answer", "response", "solution", "target", "reply"),
     "chosen": ("accepted", "preferred", "better"),
     "rejected": ("refused", "dispreferred", "worse"),
     "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
@@ -45,7 +45,7 @@ def check_columns(rows: Sequence[Mapping[str, Any]], where: str, need: Sequence[
             messages = _usual("messages", there)
             if messages:
                 raise InputError(where, problem, f"map it: data.columns.messages: {messages}")
-        raise InputError(where, problem, f"map it: data.columns.{name}: {mapped or 'YOUR_COLUMN'}")
+        raise InputError(where, problem, f"map it: data.columns.{name}: {mapped or 'NAME_OF_YOUR_COLUMN'}")
 
 
 def _usual(name: str, there: Sequence[str]) -> str | None:
@@ -58,18 +58,23 @@ def _usual(name: str, there: Sequence[str]) -> str | None:
     return lower[near[0]] if near else None
 
 
-def prompt_of(row: Mapping[str, Any]) -> str | tuple[Message, ...]:
-    """The prompt of a row: text, or a conversation that ends with the user's turn."""
-    name = next((name for name in ("prompt", "input", "messages") if name in row), "prompt")
+def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """The column, one for all rows, that is ``prompt`` or ``completion`` or stands for it; ``None`` if there is
+    none."""
+    there = {column for row in rows for column in row}
+    return next((column for column in (name, *STANDS_FOR[name]) if column in there), None)
+
+
+def prompt_of(row: Mapping[str, Any], name: str) -> str | tuple[Message, ...]:
+    """The prompt in column ``name``: text, or a conversation that ends with the user's turn."""
     value = row.get(name)
     if name == "messages" or isinstance(value, list | tuple):
         return conversation(value, name, last="user")
     return _text(value, name)
 
 
-def completion_of(row: Mapping[str, Any]) -> str:
-    """The completion of a row: text, or a list with one assistant message."""
-    name = next((name for name in ("completion", "output") if name in row), "completion")
+def completion_of(row: Mapping[str, Any], name: str) -> str:
+    """The completion in column ``name``: text, or a list with one assistant message."""
     value = row.get(name)
     if not isinstance(value, list | tuple):
         return _text(value, name)

@@ -19,24 +19,27 @@ HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<r
 
 
 def kind_of(source: str) -> tuple[str, str]:
-    """(reader, name in messages) of a source that exists, or of a hub dataset's name."""
+    """(reader, name in messages) of a source that exists, or of a hub dataset's name.
+
+    Raises:
+        InputError: nothing there (with names that are near), or a folder or type of file that is not read.
+    """
     path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(source[:200], f"cannot be looked at: {error.strerror}", "give a readable path") from None
+    if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return "folder", path.name
         inside = sorted(file.name for file in path.iterdir() if file.suffix in READERS)[:3]
-        fix = (
-            f"give the file: {path / inside[0]}" if inside else "give a data file, or a folder written by save_to_disk"
-        )
+        fix = f"give the file: {path / inside[0]}" if inside else "give a file, or a folder written by save_to_disk"
         raise InputError(source, "is a folder, but not one that the datasets library saved", fix)
     if path.exists():
         if path.suffix.lower() not in READERS:
             known = ", ".join(READERS)
-            raise InputError(
-                source,
-                f"files of type {path.suffix or 'none'!r} are not read, expected {known}",
-                f"convert it to one of {known}",
-            )
+            problem = f"files of type {path.suffix or 'none'!r} are not read, expected {known}"
+            raise InputError(source, problem, f"convert it to one of {known}")
         return path.suffix.lower(), path.name
     if HUB_NAME.fullmatch(source) and path.suffix.lower() not in READERS and not path.parent.is_dir():
         return "hub", source
@@ -104,6 +107,8 @@ def _read_json(path: Path) -> Iterator[Row]:
             yield from _read_jsonl(path)
             return
         raise _bad_json(path, error.lineno, error) from None
+    except RecursionError:
+        raise InputError(path.name, "nested too deeply to be rows", "correct its JSON") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
@@ -203,26 +208,16 @@ def _hub_error(source: str, split: str, error: Exception) -> InputError:
         seen = seen.__cause__ or seen.__context__
     text = " ".join(f"{type(link).__name__}: {link}" for link in chain)
     cause = _line(error)
-    if re.search(
-        r"offline|ConnectionError|ConnectTimeout|ConnectError|Couldn't reach|Max retries|resolve host",
-        text,
-        re.IGNORECASE,
-    ):
-        return InputError(
-            source, f"the hub cannot be reached and it is not in the cache ({cause})", "go online once, or give a file"
-        )
-    if re.search(r"gated|restricted|401|403", text, re.IGNORECASE):
-        return InputError(source, f"is gated or private ({cause})", "accept its terms on the hub and set HF_TOKEN")
-    if re.search(r"NotFound|doesn't exist|404", text):
-        return InputError(
-            source,
-            f"no such dataset or revision on the hub, and no such file ({cause})",
-            "check the spelling of org/name",
-        )
-    if re.search(r"split|config", text, re.IGNORECASE):
-        return InputError(
-            source, f"no such split or config (split {split!r}): {cause}", "name it: org/name:config, and its split"
-        )
+    if re.search(r"gated|restricted", text, re.IGNORECASE):
+        return InputError(source, f"is gated ({cause})", "accept its terms on the hub and set HF_TOKEN")
+    if re.search(r"DatasetNotFoundError|RepositoryNotFound|RevisionNotFound", text):
+        problem = f"no such dataset or revision on the hub, and no such file ({cause})"
+        return InputError(source, problem, "check the spelling of org/name; for a private one set HF_TOKEN")
+    if re.search(r"offline|Connect\w*Error|Timeout|Couldn't reach|Max retries", text, re.IGNORECASE):
+        problem = f"the hub cannot be reached and it is not in the cache ({cause})"
+        return InputError(source, problem, "go online once, unset HF_HUB_OFFLINE, or give a file")
+    if isinstance(error, ValueError) and re.search(r"split|config", cause, re.IGNORECASE):
+        return InputError(source, f"no such split or config (split {split!r}): {cause}", "write org/name:config")
     return InputError(source, f"cannot be loaded: {cause}", "see whether datasets.load_dataset can read it")
 
 

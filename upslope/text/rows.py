@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import InputError
-from upslope.text.row_checks import check_columns, completion_of, conversation, prompt_of
+from upslope.text.row_checks import check_columns, column_of, completion_of, conversation, prompt_of
 from upslope.text.row_sources import READERS, Row, kind_of, read_folder, read_hub
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def peek(source: str, columns: Mapping[str, str] | None = None, need: Sequence[s
     """Raise what reading ``source`` would raise about its place, its columns and its first rows, in little time.
 
     ``need`` are the columns that the recipe asks for; ``input`` or ``messages`` stand for ``prompt``, ``output`` or
-    ``messages`` for ``completion``. With exactly ``("prompt",)`` the first rows are checked as prompts of RL too. Of a
-    hub dataset only the form of its name is seen, of a folder that it is a saved dataset: the rest needs its library.
+    ``messages`` for ``completion``. The first rows are checked in full for ``("prompt",)``, prompts of RL, and
+    ``("prompt", "completion")``, examples. Of a hub dataset only the form of its name is seen, of a folder that it is a
+    saved dataset: the rest needs its library.
     """
     kind, where = kind_of(source)
     if kind in ("hub", "folder"):
@@ -114,9 +115,9 @@ def peek(source: str, columns: Mapping[str, str] | None = None, need: Sequence[s
     rows = rename(rows, columns or {}, where)
     check_columns(rows, where, need)
     if tuple(need) == ("prompt",):
-        _each(rows, where, prompt_of)
-    elif "prompt" in need and "completion" in need:
-        _each(rows, where, _example)
+        _prompts(rows, where)
+    elif tuple(need) == ("prompt", "completion"):
+        _examples(rows, where)
 
 
 def to_prompts(rows: Sequence[Mapping[str, Any]], where: str) -> list[Prompt]:
@@ -130,9 +131,7 @@ def to_prompts(rows: Sequence[Mapping[str, Any]], where: str) -> list[Prompt]:
     """
     from upslope.types import Prompt
 
-    check_columns(rows, where, ("prompt",))
-    contents = _each(rows, where, prompt_of)
-    own = next(name for name in ("prompt", "input", "messages") if name in _columns(rows))
+    own, contents = _prompts(rows, where)
     return [
         Prompt(str(number), content, {name: value for name, value in row.items() if name != own})
         for number, (row, content) in enumerate(zip(rows, contents, strict=True), start=1)
@@ -148,19 +147,22 @@ def to_examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
     """
     from upslope.types import Example
 
-    check_columns(rows, where, ("prompt", "completion"))
-    parts = _each(rows, where, _example)
+    parts = _examples(rows, where)
     return [Example(str(number), prompt, completion) for number, (prompt, completion) in enumerate(parts, start=1)]
 
 
-def _example(row: Mapping[str, Any]) -> tuple[Content, str | None]:
-    if "messages" in row and "prompt" not in row and "input" not in row:
-        return conversation(row["messages"], "messages", last="assistant"), None
-    return prompt_of(row), completion_of(row)
+def _prompts(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, list[Content]]:
+    check_columns(rows, where, ("prompt",))
+    name = column_of(rows, "prompt") or "prompt"
+    return name, _each(rows, where, lambda row: prompt_of(row, name))
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {name for row in rows for name in row}
+def _examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[tuple[Content, str | None]]:
+    check_columns(rows, where, ("prompt", "completion"))
+    prompt, completion = column_of(rows, "prompt") or "prompt", column_of(rows, "completion") or "completion"
+    if "messages" in (prompt, completion):
+        return _each(rows, where, lambda row: (conversation(row.get("messages"), "messages", last="assistant"), None))
+    return _each(rows, where, lambda row: (prompt_of(row, prompt), completion_of(row, completion)))
 
 
 def _each(rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
@@ -173,10 +175,7 @@ def _each(rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapp
             bad.append(number)
             first = first or error
     if first is not None:
-        more = (
-            f" ({len(bad)} bad rows: {', '.join(map(str, bad[:8]))}{', ...' if len(bad) > 8 else ''})"
-            if len(bad) > 1
-            else ""
-        )
+        listed = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        more = f" ({len(bad)} bad rows: {listed})" if len(bad) > 1 else ""
         raise InputError(f"{where} row {bad[0]}", f"{first}{more}", "correct or remove the row")
     return converted

@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
 MOST_POINTS = 400
 SMOOTHED_FROM = 40  # points from which a mean line is drawn over the raw one
+SMOOTHING = "Thin lines: each step. Thick lines: the mean of the tenth of the run around it."
 COLORS = 8  # c0 .. c7 in the style sheet
 
 Point = tuple[float, float]
@@ -136,10 +137,10 @@ def line_chart(
 ) -> str:
     """A ``<figure>`` with the lines of ``series``, or the empty string where no series has a point.
 
-    ``steps`` are the first and last step that the axis must reach, so that charts side by side agree. ``share`` keeps 0
-    in view and tops the axis at about 1 for numbers between 0 and 1. Long lines are drawn raw and
-    faint with a mean over them, whose window the caption states. Non-finite values must have been left out; values
-    beyond 1e300 are dropped, as no axis can hold them.
+    ``steps`` are the first and last step that the axis must reach, so that charts side by side agree. ``share``
+    keeps 0 in view and tops the axis at about 1 for numbers between 0 and 1. Long lines are drawn raw and faint with a
+    mean over them (``SMOOTHING`` says so). Non-finite values must have been left out; values beyond 1e300 are dropped,
+    as no axis can hold them.
     """
     kept = [
         replace(
@@ -153,16 +154,11 @@ def line_chart(
     if not lines:
         return ""
     frame = _frame(lines, share, steps)
-    windows = {smoothing(len(line.points)) for line in lines if not line.marked} - {1}
-    mean = f"thick: mean of {max(windows)} steps" if windows else ""
-    caption = "; ".join(part for part in (note, mean) if part)
     body = [*_axes(frame), *(_drawn(frame, line) for line in lines)]
-    data = [
-        [clean(line.name, 60), line.color % COLORS, [[x, short(y)] for x, y in thin(line.points)]] for line in lines
-    ]
+    data = [[clean(line.name, 60), _key(line), [[x, short(y)] for x, y in thin(line.points)]] for line in lines]
     hover = html.escape(json.dumps({"x": frame.x, "px": [LEFT, WIDTH - RIGHT], "lines": data}), quote=True)
     label = clean_html(f"{title}: " + ", ".join(f"{line.name} last {short(line.points[-1][1])}" for line in lines))
-    heading = f"<b>{clean_html(title, 80)}</b> <span>{clean_html(caption)}</span>"
+    heading = f"<b>{clean_html(title, 80)}</b> <span>{clean_html(note)}</span>"
     return (
         f'<figure class="chart"><figcaption>{heading}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" data-chart="{hover}">{"".join(body)}'
@@ -191,7 +187,7 @@ def _axes(frame: _Frame) -> list[str]:
         _, down = frame.at(frame.x[0], value).split(",")
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{float(down) + 4:.1f}" text-anchor="end">{_tick(value, gap)}</text>')
-    steps = sorted({round(value) for value in ticks(*frame.x, count=6) if frame.x[0] <= round(value) <= frame.x[1]})
+    steps = [round(value) for value in ticks(*frame.x, count=6) if abs(value - round(value)) < 1e-6]  # whole steps only
     for step in steps or [round(frame.x[0])]:
         across, _ = frame.at(step, frame.y[0]).split(",")
         parts.append(f'<text x="{across}" y="{HEIGHT - 8}" text-anchor="middle">{step:,}</text>')

@@ -125,13 +125,14 @@ def kl_jumped(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | None:
 
 
 def gradient_skipped(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | None:
-    """The gradient norm is not finite, so the optimizer step was skipped (``skipped`` > 0 says so too)."""
-    skipped = finite(metrics, "skipped")
+    """The gradient norm is not finite, so the optimizer step was skipped (``skipped_updates`` counts)."""
+    skipped = finite(metrics, "skipped_updates")
+    before = next((count for row in reversed(history) if (count := finite(row, "skipped_updates")) is not None), 0.0)
     norm = metrics.get("grad_norm")
     bad_norm = isinstance(norm, float) and not math.isfinite(norm)
     # The metrics stream writes a non-finite number as null and counts it under "non_finite".
     nulled = "grad_norm" in metrics and norm is None and (finite(metrics, "non_finite") or 0) > 0
-    if not (bad_norm or nulled or (skipped is not None and skipped > 0)):
+    if not (bad_norm or nulled or (skipped is not None and skipped > before)):
         return None
     found = "" if norm is None else f" (grad_norm {norm})" if bad_norm else ""
     return (
@@ -150,8 +151,8 @@ def groups_dropped(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | N
 
 
 def nothing_trainable(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | None:
-    """The step held no token to train on (``trainable_tokens``, or completions of length 0)."""
-    tokens, length = finite(metrics, "trainable_tokens"), finite(metrics, "completions/mean_length")
+    """The step held no token to train on (``trained_tokens``, or completions of length 0)."""
+    tokens, length = finite(metrics, "trained_tokens"), finite(metrics, "completions/mean_length")
     if tokens != 0 and length != 0:
         return None
     what = "0 trainable tokens in this step" if tokens == 0 else "every completion is empty (0 tokens)"
@@ -164,9 +165,9 @@ def nothing_trainable(metrics: Metrics, history: Sequence[Metrics] = ()) -> str 
 def loss_starts_at_zero(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | None:
     """Said once, at the first step of a recipe with groups, where the loss is about 0 though learning has begun."""
     loss = finite(metrics, "loss")
-    if history or loss is None or abs(loss) > LOSS_NEAR_ZERO or "frac_reward_zero_std" not in metrics:
+    if loss is None or abs(loss) > LOSS_NEAR_ZERO or "frac_reward_zero_std" not in metrics:
         return None
-    if equal_groups(metrics) is not None:
+    if any("loss" in row for row in history) or equal_groups(metrics) is not None:
         return None
     return f"loss is {short(loss)}: it starts at ~0 by design (advantages of a group sum to 0); watch reward"
 

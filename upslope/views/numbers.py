@@ -49,9 +49,11 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0.42 s``, ``12.3 s``, ``2:31``, ``1:02:31`` or ``3 d 4 h``."""
+    """``12 ms``, ``0.42 s``, ``12.3 s``, ``2:31``, ``1:02:31`` or ``3 d 4 h``."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return MISSING
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 9.995:
         return f"{seconds:.2f} s"
     if seconds < 59.95:
@@ -78,7 +80,7 @@ def buckets(values: Sequence[float | None], count: int) -> list[float | None]:
 def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     """The course of ``values`` in at most ``width`` block characters, from their smallest to their largest."""
     finite_values = [value if value is not None and math.isfinite(value) else None for value in values]
-    course = buckets(finite_values, width)
+    course = [value if value is not None and math.isfinite(value) else None for value in buckets(finite_values, width)]
     known = [value for value in course if value is not None]
     if not known:
         return ""
@@ -90,6 +92,6 @@ def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     def block(value: float | None) -> str:
         if value is None:
             return " "
-        return BLOCKS[round(top * (value / 2 - low / 2) / span)] if span > 0 else BLOCKS[top // 2]
+        return BLOCKS[round(top * ((value / 2 - low / 2) / span))] if span > 0 else BLOCKS[top // 2]
 
     return "".join(block(value) for value in course)

@@ -96,13 +96,23 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = 
     for index, row in enumerate(rows):
         if len(row) != len(columns):
             raise ValueError(f"row {index} has {len(row)} cells for {len(columns)} columns")
-    head = "".join(f'<th scope="col">{clean_html(column, 80)}</th>' for column in columns)
+    numeric = [_numeric([row[index] for row in rows]) for index in range(len(columns))]
+    head = "".join(
+        f'<th scope="col"{right}>{clean_html(column, 80)}</th>'
+        for column, right in zip(columns, (' class="n"' if is_number else "" for is_number in numeric), strict=True)
+    )
     body = "".join("<tr>" + "".join(map(_cell, row, columns)) + "</tr>" for row in rows)
     note = f'<p class="note">{clean_html(caption, 2000)}</p>' if caption else ""
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f"{note}"
     )
+
+
+def _numeric(cells: Sequence[Any]) -> bool:
+    """Whether a column holds numbers only, so that its head is set to the right like them."""
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known)
 
 
 def _cell(value: Any, column: str) -> str:

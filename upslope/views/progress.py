@@ -73,9 +73,11 @@ class Progress:
         self.history.append(row)
         del self.history[:-KEPT]
         now = self.clock()
-        # The wall clock between steps holds what no timing names: evaluation, saving, logging.
-        self.step_seconds.append(max(now - self.mark, 0.0))
-        del self.step_seconds[:-RECENT]
+        # The wall clock between steps holds what no timing names: evaluation, saving, logging. Step 0 is the evaluation
+        # before training and says nothing about the others.
+        if step > 0:
+            self.step_seconds.append(max(now - self.mark, 0.0))
+            del self.step_seconds[:-RECENT]
         self.mark, self.phase, self.timings = now, None, dict(timings)
         return [finding for finding in self.findings if finding.kind not in known]
 

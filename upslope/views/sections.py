@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
-from upslope.views.charts import COLORS, Point, Series, line_chart
+from upslope.views.charts import COLORS, SMOOTHING, Point, Series, line_chart, smoothing
 from upslope.views.health import findings
 from upslope.views.numbers import duration, finite, percent, short, whole
-from upslope.views.page import Section, missing, table
+from upslope.views.page import Section, missing
 from upslope.views.progress import PHASES
 from upslope.views.run_files import (
     Lines,
@@ -34,7 +34,7 @@ TEXT_LIMIT = 1500
 # (title, metric, the same measured on held-out rows, share of 1, note)
 CHARTS: tuple[tuple[str, str, str | None, bool, str], ...] = (
     ("Reward", "reward", "eval/reward", False, "mean of the step's completions"),
-    ("Held-out accuracy", "eval/accuracy", None, True, "on prompts that are never trained on"),
+    ("Held-out accuracy", "eval/accuracy", None, True, "on prompts never trained on"),
     ("Loss", "loss", "eval_loss", False, "nats a token"),
     ("Accuracy of the next token", "mean_token_accuracy", None, True, "on the rows of the step"),
     ("KL to the reference", "kl", None, False, "nats"),
@@ -42,7 +42,7 @@ CHARTS: tuple[tuple[str, str, str | None, bool, str], ...] = (
     ("Completion length", "completions/mean_length", None, False, "tokens"),
     ("Cut by the length limit", "completions/clipped_ratio", None, True, "share of completions"),
     ("Groups with equal rewards", "frac_reward_zero_std", None, True, "share; they teach nothing"),
-    ("Explained variance of the critic", "explained_variance", None, False, "1 is perfect, 0 no better than the mean"),
+    ("Explained variance of the critic", "explained_variance", None, False, "1: perfect; 0: no better than the mean"),
     ("Loss of the critic", "value_loss", None, False, ""),
     ("Clipped ratios", "clip_ratio", None, False, "share of tokens"),
     ("Sampler against learner", "sampler_gap/mean", None, False, "mean |difference of log-prob|, nats"),
@@ -77,22 +77,27 @@ def curves_section(runs: Mapping[str, Path], title: str = "Curves") -> Section:
     logged = [finite(row, "step") or 0.0 for rows in read.values() for row in rows]
     ends = (min(logged), max(logged)) if logged else None
     charts = []
-    for heading, metric, heldout, share, note in [*CHARTS, *_own_rewards(read)]:
+    for heading, metric, heldout, share, note in _charts(read):
         series = []
         for color, (name, rows) in enumerate(read.items()):
             band = _band(rows) if single and metric == "completions/mean_length" else ()
-            label = name if not single else "training" if heldout and any(heldout in row for row in rows) else ""
+            label = "" if single else name
+            if single and heldout and any(heldout in row for row in rows):
+                label = "training"
             marked = metric.startswith("eval")
             series.append(Series(label, _points(rows, metric), color, marked=marked, band=band))
             if heldout:
-                label = "held-out" if single else f"{name}, held-out"
-                series.append(Series(label, _points(rows, heldout), color, marked=True))
+                series.append(Series("held-out", _points(rows, heldout), color, marked=True))
+        if heldout and not any(metric in row for rows in read.values() for row in rows):
+            note = "on rows never trained on"
         if metric == "loss" and by_group:
-            note = "of the policy; about 0 by design where advantages sum to 0"
+            note = "of the policy; about 0 by design in GRPO"
         if single and metric == "completions/mean_length" and series[0].band:
             note = "tokens; shaded: shortest to longest"
         charts.append(line_chart(heading, note, series, share, ends))
     drawn = "".join(charts)
+    if any(smoothing(len(rows)) > 1 for rows in read.values()):
+        notes.append(f'<p class="note">{SMOOTHING}</p>')
     legend = "" if single else f'<div class="legend">{_legend(read)}</div>'
     return Section(title, "".join(notes) + (f'{legend}<div class="charts">{drawn}</div>' if drawn else ""))
 
@@ -101,7 +106,19 @@ def _legend(names: Iterable[str]) -> str:
     return "".join(f'<span class="k c{i % COLORS}">{clean_html(name, 60)}</span>' for i, name in enumerate(names))
 
 
-def _own_rewards(read: Mapping[str, Sequence[Row]]) -> list[tuple[str, str, None, bool, str]]:
+def _charts(read: Mapping[str, Sequence[Row]]) -> list[tuple[str, str, str | None, bool, str]]:
+    """What to draw: held-out numbers over the training ones for one run, beside them for several."""
+    charts: list[tuple[str, str, str | None, bool, str]] = []
+    for heading, metric, heldout, share, note in CHARTS:
+        if heldout is None or len(read) == 1:
+            charts.append((heading, metric, heldout, share, note))
+        else:
+            charts.append((heading, metric, None, share, note))
+            charts.append((f"{heading}, held-out", heldout, None, share, "on rows never trained on"))
+    return charts + _own_rewards(read)
+
+
+def _own_rewards(read: Mapping[str, Sequence[Row]]) -> list[tuple[str, str, str | None, bool, str]]:
     """A chart for each reward function, where there are several."""
     names = sorted({key for rows in read.values() for row in rows for key in row if key.startswith("rewards/")})
     means = [name for name in names if name.endswith("/mean")]
@@ -122,19 +139,19 @@ def summary_section(run: Path, title: str = "Result") -> Section:
         values = [value for _, value in _points(rows, metric)]
         if values and (metric == "reward" or not any("reward" in row for row in rows)):
             recent = values[-10:]
-            first = f", began at {short(values[0])}" if len(values) > 1 else ""
-            cards.append((f"{label}, mean of last {len(recent)} steps{first}", short(fmean(recent))))
+            first = f", from {short(values[0])}" if len(values) > 1 else ""
+            cards.append((f"{label}, last {len(recent)} steps{first}", short(sum(recent) / len(recent))))
     for label, metric in (("accuracy", "eval/accuracy"), ("reward", "eval/reward"), ("loss", "eval_loss")):
         values = [value for _, value in _points(rows, metric)]
         if values:
-            first = f", began at {short(values[0])}" if len(values) > 1 else ""
+            first = f", from {short(values[0])}" if len(values) > 1 else ""
             cards.append((f"held-out {label}{first}", short(values[-1])))
     kls = _points(rows, "kl")
     if kls:
-        cards.append(("KL to the reference, nats", short(kls[-1][1])))
-    seconds = [value for _, value in _points(times, "time/step")]
+        cards.append(("nats of KL to the reference", short(kls[-1][1])))
+    seconds = [value for step, value in _points(times, "time/step") if step > 0]
     if seconds:
-        cards.append((f"in steps, {duration(median(seconds))} each (median)", duration(sum(seconds))))
+        cards.append((f"in steps, median {duration(median(seconds))}", duration(sum(seconds))))
     markup = "".join(f'<div class="card"><b>{value}</b><span>{label}</span></div>' for label, value in cards)
     return Section(title, f'<div class="cards">{markup}</div>{_health(rows)}')
 
@@ -142,16 +159,17 @@ def summary_section(run: Path, title: str = "Result") -> Section:
 def _health(rows: Sequence[Row]) -> str:
     """Each kind of finding once: in how many steps, which, and its last sentence."""
     told: dict[str, list[tuple[float, str]]] = {}
+    steps_taken = sum(1 for row in rows if row["step"] > 0)  # step 0 is the evaluation before training
     for index, row in enumerate(rows):
         for finding in findings(row, rows[:index]):
             told.setdefault(finding.kind, []).append((row["step"], finding.text))
     told.pop("loss near 0", None)  # a note for who watches the first step
     if not told:
-        return f'<h3>Health</h3><p class="good">Nothing wrong in {len(rows)} steps.</p>'
+        return f'<h3>Health</h3><p class="good">Nothing wrong in {steps_taken} steps.</p>'
     parts = []
     for kind, found in told.items():
         steps = f"step {found[0][0]:.0f}" if len(found) == 1 else f"steps {found[0][0]:.0f} to {found[-1][0]:.0f}"
-        where = f"{len(found)} of {len(rows)} steps ({steps})"
+        where = f"{len(found)} of {steps_taken} steps ({steps})"
         last = clean_html(found[-1][1], 800)
         parts.append(f'<p class="finding"><b>{clean_html(kind, 40)}</b>, {where}. Last: {last}</p>')
     return "<h3>Health</h3>" + "".join(parts)
@@ -187,9 +205,12 @@ def rollouts_section(
     options = "".join(
         f'<option value="{step}"{" selected" if step == max(read) else ""}>step {step}</option>' for step in read
     )
-    head = "".join(f'<th scope="col">{column}</th>' for column in ROLLOUT_COLUMNS)
+    right = ("group", "reward", "advantage", "tokens")
+    head = "".join(
+        f'<th scope="col" class="n">{name}</th>' if name in right else f'<th scope="col">{name}</th>'
+        for name in ROLLOUT_COLUMNS
+    )
     bodies = "".join(_rollouts_body(step, lines, largest) for step, lines in read.items())
-    counts = "; ".join(_count(step, lines) for step, lines in read.items())
     earlier, later = (
         f'<button type="button" aria-label="{name}">{sign}</button>'
         for name, sign in (("earlier", "←"), ("later", "→"))
@@ -199,13 +220,18 @@ def rollouts_section(
         f'{"".join(notes)}<div class="rollouts">'
         f'<div class="picker">{earlier}<select aria-label="step">{options}</select>{later}</div>'
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>{bodies}</table></div></div>'
-        f'<p class="note">Shown: {counts}. Control characters are removed from texts.</p>',
+        f'<p class="note">{_counts(read)} Control characters are removed from texts.</p>',
     )
 
 
-def _count(step: int, lines: Lines) -> str:
-    bad = f", {lines.bad} unreadable" if lines.bad else ""
-    return f"step {step}, {len(lines.rows)} of {len(lines.rows) + lines.bad + lines.more} rows{bad}"
+def _counts(read: Mapping[int, Lines]) -> str:
+    """How many rows of each step are shown."""
+    told: dict[str, list[int]] = {}
+    for step, lines in read.items():
+        total = len(lines.rows) + lines.bad + lines.more
+        bad = f" ({lines.bad} not readable)" if lines.bad else ""
+        told.setdefault(f"{len(lines.rows)} of {total} rows{bad}", []).append(step)
+    return "; ".join(f"{text} of step {', '.join(map(str, steps))}" for text, steps in told.items()) + "."
 
 
 def _rollouts_body(step: int, lines: Lines, largest: float) -> str:
@@ -283,23 +309,26 @@ def phase_section(run: Path, title: str = "Where the time went") -> Section:
         f'<span class="{colors[name]}" style="flex:{seconds / whole_time:.4f}" title="{name}"></span>'
         for name, seconds in totals.items()
     )
-    legend = "".join(
-        f'<span class="k {colors[name]}">{name} {percent(seconds / whole_time)}, {duration(seconds)}, '
-        f"{duration(seconds / len(rows))} a step</span>"
+    taken = max(sum(1 for row in rows if row["step"] > 0), 1)
+    rows_of_phases = "".join(
+        f'<tr><td><span class="k {colors[name]}">{name}</span></td><td class="n">{percent(seconds / whole_time)}</td>'
+        f'<td class="n">{duration(seconds)}</td><td class="n">{duration(seconds / taken)}</td></tr>'
         for name, seconds in totals.items()
     )
-    speeds = [
-        [label, median(values), min(values), max(values)]
+    phases = (
+        f'<div class="phases"><div class="bar">{bar}</div><table><thead><tr><th>phase</th><th class="n">share</th>'
+        f'<th class="n">in all</th><th class="n">a step</th></tr></thead><tbody>{rows_of_phases}</tbody></table></div>'
+        if totals
+        else ""
+    )
+    cards = "".join(
+        f'<div class="card"><b>{short(median(values))}</b><span>tokens a second {label} (median)</span></div>'
         for label, metric in (("sampled", "tokens_per_second"), ("learned from", "learner_tokens_per_second"))
         if (values := [value for _, value in _points(rows, metric)])
-    ]
-    speed = table(("tokens a second", "median", "lowest", "highest"), speeds) if speeds else ""
-    chart = line_chart("Seconds a step", "", [Series("", _points(rows, "time/step"))])
-    phases = (
-        f'<div class="phases"><div class="bar">{bar}</div><div class="legend">{legend}</div></div>' if totals else ""
     )
-    body = "".join(f"<div>{part}</div>" for part in (chart, speed) if part)
-    return Section(title, f'{phases}<div class="charts" style="margin-top:14px">{body}</div>')
+    chart = line_chart("Seconds a step", "evaluations included", [Series("", _points(rows, "time/step"))])
+    left = f'<div>{phases}<div class="cards" style="margin-top:14px">{cards}</div></div>'
+    return Section(title, f'<div class="halves">{left}{chart}</div>')
 
 
 def facts_section(run: Path, title: str = "What was run, and on what") -> Section:

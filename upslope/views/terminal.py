@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -130,7 +130,7 @@ class TerminalView:
             self._guard(display.stop)
             atexit.unregister(self.close)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TerminalView:
         return self
 
     def __exit__(
@@ -193,7 +193,9 @@ def plain_line(progress: Progress) -> str:
     if progress.seen("completions/clipped_ratio"):
         parts.append(f"cut {percent(progress.now('completions/clipped_ratio')):>5}")
     seconds = finite(progress.timings, "time/step")
-    parts.append(f"{duration(progress.step_seconds[-1] if seconds is None else seconds):>7}")
+    if seconds is None and progress.step_seconds:
+        seconds = progress.step_seconds[-1]
+    parts.append(f"{duration(seconds):>7}")
     speed = _speed(progress.timings)
     if speed is not None:
         parts.append(f"{short(speed):>6} tok/s")
@@ -234,7 +236,7 @@ def panel(progress: Progress, width: int) -> RenderableType:
         rows.add_row(label, content)
     body = Group(_head(progress, inner), Text(), rows)
     edge = WARNING if progress.findings else "cyan"
-    title = Text(f" {clean(_title(progress.facts), max(width - 8, 8))} ", style=STRONG)
+    title = Text(clean(_title(progress.facts), max(width - 8, 8)), style=STRONG)
     return Panel(body, title=title, title_align="left", border_style=edge, width=width if width >= 28 else None)
 
 
@@ -261,7 +263,7 @@ def _rows(progress: Progress, width: int) -> list[tuple[str, Text]]:
     def curve(label: str, name: str, note: str = "", sparse: bool = False) -> None:
         if progress.seen(name):
             value = progress.last(name) if sparse else progress.now(name)
-            text = Text(f"{short(value):>8}  ", style=STRONG, no_wrap=True, overflow="ellipsis")
+            text = Text(no_wrap=True, overflow="ellipsis").append(f"{short(value):>8}  ", style=STRONG)
             text.append(sparkline(progress.course(name, sparse), spark), style="cyan")
             rows.append((label, text.append(f"  {note}" if note else "", style=DIM)))
 

@@ -98,10 +98,12 @@ class Child:
     def _frame(self) -> tuple[str, int, str] | None:
         text = os.pread(self.trace.fileno(), 1 << 20, 0).decode("ascii", "replace")
         name = self.user_file.encode("ascii", "backslashreplace").decode()  # as faulthandler writes it
-        threads = sorted(text.split("\n\n"), key=lambda part: "Current thread" not in part)
-        for file, line, function in _FRAME.findall("\n".join(threads)):
-            if file == name:
-                return self.user_file, int(line), function
+        for stack in sorted(text.split("\n\n"), key=lambda part: "Current thread" not in part):
+            for file, line, function in _FRAME.findall(stack):
+                if file == name:
+                    return self.user_file, int(line), function
+                if function == "serve" and file.endswith("reward_worker.py"):
+                    break  # what lies outside it in a forked child is the parent's stack
         return None
 
     def _last_line(self) -> str:

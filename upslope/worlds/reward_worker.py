@@ -205,13 +205,14 @@ def _explain_on_signal(runner: asyncio.Runner, trace: int) -> None:
     loop."""
 
     def write_tasks(number: int, frame: types.FrameType | None) -> None:
-        for task in asyncio.all_tasks(runner.get_loop()):
-            stack: list[str] = []
+        tasks = asyncio.all_tasks(runner.get_loop())
+        for task in sorted(tasks, key=lambda task: type(getattr(task, "_fut_waiter", None)) is not asyncio.Future):
+            stack: list[str] = []  # tasks that wait for other tasks come last: they are not where it hangs
             waiting: Any = task.get_coro()
             while (inner := getattr(waiting, "cr_frame", None)) is not None:
                 stack.append(f'  File "{inner.f_code.co_filename}", line {inner.f_lineno} in {inner.f_code.co_name}\n')
                 waiting = waiting.cr_await
-            os.write(trace, "".join(reversed(stack)).encode("ascii", "backslashreplace"))
+            os.write(trace, "".join(["\nTask:\n", *reversed(stack)]).encode("ascii", "backslashreplace"))
 
     faulthandler.enable(file=trace)  # a crash in C leaves its stack too
     signal.signal(signal.SIGUSR1, write_tasks)

@@ -63,13 +63,15 @@
       var box = svg.getBoundingClientRect();
       var at = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
       var wanted = chart.x[0] + Math.min(Math.max((at - chart.px[0]) / width, 0), 1) * span;
-      var nearest = null;
-      var parts = chart.lines.map(function (line) {
-        var best = line[2].reduce(function (a, b) { return Math.abs(b[0] - wanted) < Math.abs(a[0] - wanted) ? b : a; });
-        if (nearest === null || Math.abs(best[0] - wanted) < Math.abs(nearest - wanted)) nearest = best[0];
+      var bests = chart.lines.map(function (line) {
+        return line[2].reduce(function (a, b) { return Math.abs(b[0] - wanted) < Math.abs(a[0] - wanted) ? b : a; });
+      });
+      var nearest = bests.reduce(function (a, b) { return Math.abs(b[0] - wanted) < Math.abs(a[0] - wanted) ? b : a; })[0];
+      var parts = bests.map(function (best, index) {
         var item = document.createElement("span");
-        item.className = line[1];
-        item.textContent = line[0] + " " + best[1];
+        item.className = chart.lines[index][1];
+        item.textContent = chart.lines[index][0] + " " + best[1] +
+          (best[0] === nearest ? "" : " (step " + Math.round(best[0]) + ")");
         return item;
       });
       var step = document.createElement("span");

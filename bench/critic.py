@@ -1,0 +1,113 @@
+"""Does PPO's critic earn its place? Its values against the truth that 32 continuations of each prefix show.
+
+    python bench/critic.py --model runs/ladder/seed-11/sft/model --seeds 11 12 13
+
+Trains PPO, then takes 100 held-out prompts with a part of an answer each, lets the final policy continue each 32 times, and
+prints the explained variance of the mean reward by the critic's value, 1 - Var(mean - V) / Var(mean). The mean of 32 has
+noise of its own, so even the true value would stay below 1; that ceiling is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import Any
+
+import torch
+
+from upslope.demo import ANSWER_TOKENS, DATA, Plan, ppo_settings
+from upslope.recipes import ppo
+from upslope.recipes.configs import PpoRecipe
+from upslope.recipes.loop import Loop
+from upslope.recipes.rollouts import answer_text
+from upslope.recipes.setup import Workshop, prepare
+from upslope.run.folder import RunFolder
+from upslope.run.recipe import build
+from upslope.run.session import Run
+from upslope.seeds import derive, generator
+from upslope.types import Batch, Completion
+from upslope.views.terminal import TerminalView
+from upslope.worlds.rewards import Group, score_groups
+
+PREFIXES, CONTINUATIONS = 100, 32
+
+
+def truth(shop: Workshop, networks: ppo.Networks, seed: int) -> dict[str, float]:
+    """Explained variance of the continuations' mean reward at held-out prefixes, by the critic."""
+    prompts = list(shop.heldout[:PREFIXES])
+    ids = [shop.renderer.prompt(prompt.content) for prompt in prompts]
+    begun = shop.sampler.sample(ids, 1, shop.sampling, [derive(seed, "prefix", index) for index in range(len(ids))])
+    draw = generator(seed, "cut")
+    prefixes = [[*head, *found[0].token_ids[: int(draw.integers(len(found[0].token_ids)))]] for head, found in zip(ids, begun, strict=True)]
+    means, noise = [], []
+    for index, (prompt, head, prefix) in enumerate(zip(prompts, ids, prefixes, strict=True)):
+        part = tuple(prefix[len(head) :])
+        left = replace(shop.sampling, max_new_tokens=shop.sampling.max_new_tokens - len(part))
+        found = shop.sampler.sample([prefix], CONTINUATIONS, left, [derive(seed, "continue", index)])[0]
+        texts = tuple(answer_text(shop, Completion(part + c.token_ids, (), c.stopped, 0)) for c in found)
+        scored, _ = score_groups(shop.reward, [Group(prompt, texts)], "stop")  # type: ignore[arg-type]
+        rewards = [float(score.value or 0.0) for score in scored[0] or ()]
+        means.append(fmean(rewards))
+        noise.append(pvariance(rewards) / (CONTINUATIONS - 1))
+    longest = max(map(len, prefixes))
+    tokens = torch.tensor([[*prefix, *([0] * (longest - len(prefix)))] for prefix in prefixes])
+    lengths = torch.tensor([len(prefix) for prefix in prefixes])
+    batch = Batch(tokens, lengths, torch.zeros(len(prefixes), longest - 1, dtype=torch.bool), torch.arange(len(prefixes)))
+    values = networks.critic.evaluate(batch).last_value.double()
+    target = torch.tensor(means, dtype=torch.float64)
+    variance = float(target.var(correction=0))
+    return {
+        "explained_variance": ppo.explained_variance(values, target),
+        "ceiling": 1 - fmean(noise) / variance,
+        "correlation": float(torch.corrcoef(torch.stack([values, target]))[0, 1]),
+        "mean_value": float(values.mean()), "mean_reward": float(target.mean()), "variance": variance,
+    }  # fmt: skip
+
+
+def run(model: str, seed: int, out: Path, changes: dict[str, Any]) -> dict[str, float]:
+    """Train PPO with the demo's settings and ``changes`` and measure its critic."""
+    settings = ppo_settings(Plan())
+    for section, values in changes.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    keys = {"seed": seed, "model": model, "data": DATA, "sampling": {"max_new_tokens": ANSWER_TOKENS}, **settings}
+    keys["train"] = {"eval_every": 0, "eval_prompts": 0, **settings["train"]}
+    loaded = build(keys, PpoRecipe, "bench/critic.py")
+    folder = RunFolder.open(out, loaded.text, {"recipe": "ppo"}, "overwrite")
+    with Run(folder, save_every=0, listeners=[TerminalView()]) as session, ExitStack() as stack:
+        shop = prepare(loaded.recipe, session, None, stack)
+        networks = ppo.build(loaded.recipe, shop)
+        loop = Loop(ppo.PpoTargets)
+        session.attach(policy=networks.policy, critic=networks.critic, loop=loop)
+        shop.sampler.load(networks.policy.weights(), networks.policy.version)
+        before = truth(shop, networks, seed)
+        ppo.train(loaded.recipe, shop, networks, loop)
+        found = truth(shop, networks, seed)
+        session.finish({"critic": found})
+    return {**found, "before_training": before["explained_variance"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the SFT model that PPO starts from; {seed} is filled in")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    parser.add_argument("--out", type=Path, default=Path("runs/critic"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    chosen = parser.parse_args()
+    changes: dict[str, dict[str, Any]] = {}
+    for item in chosen.set:
+        key, _, value = item.partition("=")
+        section, _, name = key.partition(".")
+        changes.setdefault(section, {})[name] = json.loads(value)
+    rows = []
+    for seed in chosen.seeds:
+        rows.append({"seed": seed, **run(chosen.model.format(seed=seed), seed, chosen.out / f"seed-{seed}", changes)})
+        print(json.dumps(rows[-1]), flush=True)
+    (chosen.out / "critic.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

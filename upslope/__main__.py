@@ -1,0 +1,5 @@
+"""``python -m upslope``."""
+
+from upslope.cli import main
+
+main()

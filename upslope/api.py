@@ -1,0 +1,135 @@
+"""One Python function a recipe. Any recipe key is a keyword: ``steps=40``, ``lr=1e-5``, ``optim={"lr": 1e-5}``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from upslope.errors import InputError
+from upslope.recipes.configs import RECIPES, Recipe
+from upslope.recipes.setup import precheck
+from upslope.run.recipe import Loaded, build
+
+if TYPE_CHECKING:
+    from upslope.recipes.evaluation import Evaluation
+    from upslope.run.session import Listener
+
+RewardFunction = Callable[..., Any]
+Mode = Literal["new", "resume", "overwrite"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What a run left in its folder."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One mapping a step, as in ``metrics.jsonl``."""
+        from upslope.run.metrics import read_metrics
+
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def model(self) -> Path:
+        """The last model: a plain Hugging Face directory."""
+        return self.folder / "model"
+
+    @property
+    def best(self) -> Path:
+        """The model of the best evaluation; the last one where nothing was evaluated."""
+        found = self.folder / "best"
+        return found if found.is_dir() else self.model
+
+    @property
+    def report(self) -> Path:
+        """``report.html``: one self-contained page."""
+        return self.folder / "report.html"
+
+
+def sft(**keywords: Any) -> FinishedRun:
+    """Supervised fine-tuning on rows with completions: ``sft(model=..., data="rows.jsonl", steps=100)``.
+
+    ``out`` names the run folder (default ``runs/sft``, numbered), ``resume=True`` goes on with it, ``overwrite=True``
+    starts it anew. Raises ``upslope.errors.InputError`` or ``InputErrors`` where something given cannot be used.
+    """
+    return _from_keywords("sft", keywords)
+
+
+def ppo(**keywords: Any) -> FinishedRun:
+    """PPO with a critic: ``ppo(model=..., data="rows.jsonl", reward=function, steps=40)``. See ``sft`` for the rest.
+
+    ``reward`` is a function with TRL's signature, ``f(prompts, completions, **columns) -> list[float | None]``, or
+    ``"path/to/file.py:function"``. It runs in a process of its own.
+    """
+    return _from_keywords("ppo", keywords)
+
+
+def grpo(**keywords: Any) -> FinishedRun:
+    """GRPO: ``grpo(model=..., data="rows.jsonl", reward=function, steps=40)``. See ``ppo``."""
+    return _from_keywords("grpo", keywords)
+
+
+def evaluate(model: str, **keywords: Any) -> Evaluation:
+    """Score a model on held-out prompts: ``evaluate("runs/x/model", task="arithmetic")``, or ``data=`` and ``reward=``.
+
+    See ``upslope.recipes.evaluation.evaluate`` for the keywords and the result.
+    """
+    from upslope.recipes.evaluation import evaluate as score
+
+    return score(model, **keywords)
+
+
+def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:
+    keywords = dict(keywords)
+    mode: Mode = "resume" if keywords.pop("resume", False) else "new"
+    mode = "overwrite" if keywords.pop("overwrite", False) else mode
+    listeners = keywords.pop("listeners", None)
+    reward = keywords.get("reward")
+    function = reward if callable(reward) else None
+    if function is not None:
+        keywords["reward"] = f"python:{getattr(function, '__name__', 'reward')}"
+    loaded = build(keywords, RECIPES[kind], f"upslope.{kind}()")
+    return execute(loaded, mode, listeners, function, path=None if loaded.recipe.out else _next_folder(kind, mode))
+
+
+def execute(
+    loaded: Loaded[Any], mode: Mode = "new", listeners: Sequence[Listener] | None = None,
+    reward: RewardFunction | None = None, allow_change: Sequence[str] = (), path: Path | None = None,
+) -> FinishedRun:  # fmt: skip
+    """Run a loaded recipe in its folder and write its report. Everything that needs no torch is checked before it is imported.
+
+    ``path`` defaults to the recipe's ``out``, else ``runs/`` and the recipe's name. ``listeners`` hear the progress; default:
+    a view on the terminal.
+    """
+    recipe: Recipe = loaded.recipe
+    precheck(recipe, reward)
+    from upslope.run.folder import RunFolder
+    from upslope.run.session import Run
+    from upslope.run.trackers import trackers
+    from upslope.views.report import write_report
+    from upslope.views.terminal import TerminalView
+
+    path = path or Path(recipe.out or Path("runs") / loaded.name)
+    hear = [*([TerminalView()] if listeners is None else listeners), *trackers(recipe.report_to)]
+    folder = RunFolder.open(path, loaded.text, {"recipe": recipe.kind}, mode, allow_change)
+    rung = importlib.import_module(f"upslope.recipes.{recipe.kind}")
+    with Run(folder, save_every=recipe.train.save_every, listeners=hear) as run:
+        for notice in loaded.notices:
+            run.notice(notice)
+        rung.start(recipe, run, reward)
+    write_report(path)
+    return FinishedRun(path)
+
+
+def _next_folder(kind: str, mode: Mode) -> Path:
+    """The next free ``runs/KIND-N``: a call from Python has no recipe file to be named after."""
+    names = [found.name.rpartition("-")[2] for found in Path("runs").glob(f"{kind}-*")]
+    last = max((int(name) for name in names if name.isdecimal()), default=0)
+    if mode == "resume":
+        raise InputError(f"upslope.{kind}()", "resume=True needs the run's folder", f"give out='runs/{kind}-{last or 1}'")
+    return Path("runs") / f"{kind}-{last + 1}"

@@ -1,0 +1,165 @@
+"""The command line: one command a recipe, and the few others around them.
+
+Exit codes: 0 done, 2 your input, 3 the environment, 1 our bug, 130 and 143 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from upslope import api
+from upslope.errors import InputError, UpslopeError
+from upslope.recipes.configs import RECIPES
+from upslope.run.recipe import load
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Reinforcement-learning post-training that you can check: from a gridworld to SFT, PPO and GRPO.",
+)  # fmt: skip
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/grpo-arithmetic.yaml")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
+Allow = Annotated[Optional[list[str]], typer.Option("--allow-change", metavar="KEY", help="With --resume: a recipe key that may differ.")]  # noqa: UP045
+
+
+def _train(kind: str, recipe: Path, context: typer.Context, resume: bool, overwrite: bool, allow: list[str] | None) -> None:
+    if resume and overwrite:
+        raise InputError("command line", "--resume and --overwrite exclude each other", "give one of them")
+    loaded = load(recipe, RECIPES[kind], context.args)
+    mode: api.Mode = "resume" if resume else "overwrite" if overwrite else "new"
+    done = api.execute(loaded, mode, allow_change=allow or ())
+    console = Console(highlight=False)
+    console.print(f"model   {done.model}", markup=False, soft_wrap=True)
+    console.print(f"report  {done.report}", markup=False, soft_wrap=True)
+
+
+@app.command(context_settings=EXTRA)
+def sft(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+    """Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50."""
+    _train("sft", recipe, context, resume, overwrite, allow_change)
+
+
+@app.command(context_settings=EXTRA)
+def ppo(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+    """PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model."""
+    _train("ppo", recipe, context, resume, overwrite, allow_change)
+
+
+@app.command(context_settings=EXTRA)
+def grpo(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+    """GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model."""
+    _train("grpo", recipe, context, resume, overwrite, allow_change)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
+    task: Annotated[Optional[str], typer.Option(help="A built-in task, e.g. arithmetic.")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Your rows.")] = None,  # noqa: UP045
+    reward: Annotated[Optional[str], typer.Option(help="path/to/file.py:function")] = None,  # noqa: UP045
+    prompts: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
+    system_prompt: Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
+) -> None:
+    """Score a model on held-out prompts, greedy and sampled, with 95 % intervals."""
+    from upslope.views.scores import print_evaluation
+
+    if (task is None) == (data is None):
+        raise InputError("command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl")
+    found = api.evaluate(
+        model, task=task, data=data, reward=reward, prompts=prompts, max_new_tokens=max_new_tokens, split=split,
+        system_prompt=system_prompt, seed=seed, device=device,
+    )  # fmt: skip
+    print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
+    system_prompt: Annotated[Optional[str], typer.Option()] = None,  # noqa: UP045
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    device: Annotated[str, typer.Option()] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Talk with a model. An empty line ends the conversation."""
+    from upslope.chat import converse
+
+    converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html of a run: one self-contained page."""
+    from upslope.views.report import write_report
+
+    Console(highlight=False).print(str(write_report(run)), markup=False, soft_wrap=True)
+
+
+@app.command()
+def grid() -> None:
+    """The 6x6 gridworld, solved exactly: values and greedy arrows."""
+    from upslope.demo import show_grid
+
+    show_grid(Console(), Path("runs/grid.png"))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's runs and report.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A short ladder of a few steps: to see that it runs.")] = False,
+) -> None:
+    """The whole ladder on a real model: grid, SFT, PPO, GRPO, a table and a report. About ten minutes on two cores."""
+    from upslope.demo import run_demo
+
+    run_demo(out, seed, quick)
+
+
+def main() -> None:
+    """Run a command and turn errors into messages and exit codes. ``--debug`` shows tracebacks."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app(standalone_mode=False)
+    except UpslopeError as error:
+        if debug:
+            raise
+        for line in str(error).splitlines():
+            errors.print(line if error.exit_code >= 128 else f"error: {line}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option or command
+            errors.print(f"error: command line: {error.format_message()} Fix: see `upslope --help`.", markup=False, soft_wrap=True)
+            sys.exit(2)
+        if debug:
+            raise
+        errors.print(_bug(error), markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _bug(error: Any) -> str:
+    """Keep the traceback in a file: it is our fault, and a report needs it."""
+    handle, name = tempfile.mkstemp(prefix="upslope-bug-", suffix=".txt")
+    with os.fdopen(handle, "w") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return f"error: this is a bug in upslope: {type(error).__name__}: {error}. Fix: report it with {name}, or see it with --debug."

@@ -1,0 +1,131 @@
+"""Scoring a model on held-out prompts, greedy and sampled, with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from upslope.errors import InputError
+from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
+
+Z = 1.959964
+"""Two-sided 95 % of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean reward over ``n`` prompts with its 95 % interval; ``rewards`` one a prompt, in their order."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    rewards: tuple[float, ...]
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """``greedy`` and ``sampled`` (temperature 1 unless told) scores of one model; ``prompts`` are the texts."""
+
+    model: str
+    prompts: tuple[str, ...]
+    greedy: Score
+    sampled: Score
+
+
+def interval(rewards: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean: Wilson's for rewards of 0 and 1, else the normal one.
+
+    Wilson (1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). It stays inside [0, 1] and is right near its ends.
+    """
+    n, mean = len(rewards), fmean(rewards)
+    if set(rewards) <= {0.0, 1.0}:
+        middle = mean + Z * Z / (2 * n)
+        half = Z * math.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n))
+        return max(0.0, (middle - half) / (1 + Z * Z / n)), min(1.0, (middle + half) / (1 + Z * Z / n))
+    half = Z * stdev(rewards) / math.sqrt(n) if n > 1 else math.inf
+    return mean - half, mean + half
+
+
+def evaluate(
+    model: str,
+    task: str | None = None,
+    data: str | None = None,
+    reward: str | Callable[..., Any] | None = None,
+    prompts: int = 512,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    options: dict[str, Any] | None = None,
+    columns: dict[str, str] | None = None,
+    system_prompt: str | None = None,
+    chat: str = "auto",
+    split: str = "heldout",
+    heldout: float = 0.1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward.
+
+    ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or ``all``.
+
+    Raises:
+        InputError: as a training run's rows, reward and model.
+    """
+    from upslope.models import loading
+    from upslope.recipes.setup import fit_prompts, load_rows
+    from upslope.rollout.sampler import InProcessSampler
+    from upslope.text.rendering import Renderer
+    from upslope.types import Sampling
+    from upslope.worlds.rewards import RewardProcess
+
+    section = DataSection(
+        task=task, path=data, options=options or {}, columns=columns or {}, system_prompt=system_prompt, chat=chat, heldout=heldout
+    )  # type: ignore[arg-type]
+    rows = load_rows(section, reward, seed)
+    if rows.reward is None:
+        raise InputError("reward", "an evaluation of your own rows needs a reward", "give reward: path/to/file.py:function")
+    chosen = {"heldout": rows.heldout, "train": rows.train, "all": [*rows.train, *rows.heldout]}.get(split)
+    if chosen is None:
+        raise InputError("split", f"{split!r} is unknown", "use heldout, train or all")
+    if not chosen:
+        raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
+    settings = SamplingSection(max_new_tokens=max_new_tokens, temperature=temperature)
+    with ExitStack() as stack:
+        process = stack.enter_context(RewardProcess(rows.reward, RewardSection().timeout))
+        place = loading.choose_device(device)
+        card = loading.read_card(model)
+        renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt)
+        kept = fit_prompts(chosen[:prompts], renderer, section, card.context, max_new_tokens, split, lambda text: None)
+        loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
+        sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
+        warm = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature)
+        both = [score(sampler, renderer, process, kept, sampling, seed) for sampling in (replace(warm, temperature=0.0), warm)]
+    from upslope.recipes.rollouts import shown_prompt
+
+    return Evaluation(model, tuple(shown_prompt(prompt) for prompt in kept), both[0], both[1])
+
+
+def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sampling: Any, seed: int) -> Score:
+    """One completion of each prompt, scored."""
+    from upslope.seeds import derive
+    from upslope.worlds.rewards import Group, score_groups
+
+    ids = [renderer.prompt(prompt.content) for prompt in prompts]
+    seeds = [derive(seed, "evaluation", index) for index in range(len(prompts))]
+    completions = [found[0] for found in sampler.sample(ids, 1, sampling, seeds)]
+    texts = [renderer.text(completion.token_ids) for completion in completions]
+    groups = [
+        Group(prompt, (text,), (completion.token_ids,))
+        for prompt, text, completion in zip(prompts, texts, completions, strict=True)
+    ]
+    scored, _ = score_groups(process, groups, "stop")
+    values = [found[0].value for found in scored if found is not None]
+    rewards = tuple(float(value) for value in values if value is not None)
+    return Score(fmean(rewards), *interval(rewards), len(rewards), rewards, tuple(texts))

@@ -1,0 +1,57 @@
+"""Scores of models in the terminal: means, intervals, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from upslope.views.safe_text import clean
+
+
+class Scored(Protocol):
+    """What is shown of a score; ``recipes.evaluation.Score`` is one."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def rewards(self) -> tuple[float, ...]: ...
+    @property
+    def completions(self) -> tuple[str, ...]: ...
+
+
+def with_interval(score: Scored) -> str:
+    """``56.1 % (51.7 to 60.3)`` for rewards of 0 and 1, else ``0.42 (0.38 to 0.46)``."""
+    if set(score.rewards) <= {0.0, 1.0}:
+        return f"{100 * score.mean:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+    return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console | None = None
+) -> None:
+    """A plain table; the first column on the left, numbers on the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(clean(str(cell), 200) for cell in row))
+    (console or Console(highlight=False)).print(table)
+
+
+def print_evaluation(model: str, scores: Mapping[str, Scored], prompts: Sequence[str], show: int) -> None:
+    """Mean reward with its 95 % interval for each way of answering, and the first answers."""
+    console = Console(highlight=False)
+    rows = [(name, with_interval(score), score.n) for name, score in scores.items()]
+    print_table(clean(model, 120), ("answers", "mean reward (95 %)", "prompts"), rows, console)
+    first = next(iter(scores.values()))
+    for prompt, completion, reward in list(zip(prompts, first.completions, first.rewards, strict=True))[:show]:
+        console.print(f"{reward:6.2f}  {clean(prompt, 60)}  ->  {clean(completion, 100)}", markup=False, soft_wrap=True)

@@ -33,11 +33,11 @@ CHARACTERS = string.digits + string.ascii_letters + " +-*/=?.,:;!\n<>|_[]()'\""
 def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     """One token a character; chatml's markers are special tokens; the end token is <|im_end|>, padding is its own."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>",  # noqa: S106
+        tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>",
         additional_special_tokens=["<|im_start|>"],
     )  # fmt: skip
     if chat:
@@ -51,13 +51,18 @@ SIZE: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "initializer_range": 0.2,
     "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-KINDS = {
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "smollm": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "hidden_size": 48, "num_attention_heads": 6}),
+    "smollm": (
+        LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "hidden_size": 48, "num_attention_heads": 6},
+    ),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 12}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3": (
+        Gemma3ForCausalLM, Gemma3TextConfig,
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
 }  # fmt: skip
 
 

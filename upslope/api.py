@@ -101,10 +101,11 @@ def execute(
     loaded: Loaded[Any], mode: Mode = "new", listeners: Sequence[Listener] | None = None,
     reward: RewardFunction | None = None, allow_change: Sequence[str] = (), path: Path | None = None,
 ) -> FinishedRun:  # fmt: skip
-    """Run a loaded recipe in its folder and write its report. Everything that needs no torch is checked before it is imported.
+    """Run a loaded recipe in its folder and write its report. Everything that needs no torch is checked before it is
+    imported.
 
-    ``path`` defaults to the recipe's ``out``, else ``runs/`` and the recipe's name. ``listeners`` hear the progress; default:
-    a view on the terminal.
+    ``path`` defaults to the recipe's ``out``, else ``runs/`` and the recipe's name. ``listeners`` hear the progress;
+    default: a view on the terminal.
     """
     recipe: Recipe = loaded.recipe
     precheck(recipe, reward)
@@ -131,5 +132,7 @@ def _next_folder(kind: str, mode: Mode) -> Path:
     names = [found.name.rpartition("-")[2] for found in Path("runs").glob(f"{kind}-*")]
     last = max((int(name) for name in names if name.isdecimal()), default=0)
     if mode == "resume":
-        raise InputError(f"upslope.{kind}()", "resume=True needs the run's folder", f"give out='runs/{kind}-{last or 1}'")
+        raise InputError(
+            f"upslope.{kind}()", "resume=True needs the run's folder", f"give out='runs/{kind}-{last or 1}'"
+        )
     return Path("runs") / f"{kind}-{last + 1}"

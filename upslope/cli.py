@@ -28,10 +28,15 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/grpo-arithmetic.yaml")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
-Allow = Annotated[Optional[list[str]], typer.Option("--allow-change", metavar="KEY", help="With --resume: a recipe key that may differ.")]  # noqa: UP045
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="KEY", help="With --resume: a recipe key that may differ."),
+]
 
 
-def _train(kind: str, recipe: Path, context: typer.Context, resume: bool, overwrite: bool, allow: list[str] | None) -> None:
+def _train(
+    kind: str, recipe: Path, context: typer.Context, resume: bool, overwrite: bool, allow: list[str] | None
+) -> None:
     if resume and overwrite:
         raise InputError("command line", "--resume and --overwrite exclude each other", "give one of them")
     loaded = load(recipe, RECIPES[kind], context.args)
@@ -43,19 +48,37 @@ def _train(kind: str, recipe: Path, context: typer.Context, resume: bool, overwr
 
 
 @app.command(context_settings=EXTRA)
-def sft(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+def sft(
+    context: typer.Context,
+    recipe: RecipeFile,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_change: Allow = None,
+) -> None:
     """Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50."""
     _train("sft", recipe, context, resume, overwrite, allow_change)
 
 
 @app.command(context_settings=EXTRA)
-def ppo(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+def ppo(
+    context: typer.Context,
+    recipe: RecipeFile,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_change: Allow = None,
+) -> None:
     """PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model."""
     _train("ppo", recipe, context, resume, overwrite, allow_change)
 
 
 @app.command(context_settings=EXTRA)
-def grpo(context: typer.Context, recipe: RecipeFile, resume: Resume = False, overwrite: Overwrite = False, allow_change: Allow = None) -> None:
+def grpo(
+    context: typer.Context,
+    recipe: RecipeFile,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_change: Allow = None,
+) -> None:
     """GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model."""
     _train("grpo", recipe, context, resume, overwrite, allow_change)
 
@@ -78,7 +101,9 @@ def evaluate(
     from upslope.views.scores import print_evaluation
 
     if (task is None) == (data is None):
-        raise InputError("command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl")
+        raise InputError(
+            "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
+        )
     found = api.evaluate(
         model, task=task, data=data, reward=reward, prompts=prompts, max_new_tokens=max_new_tokens, split=split,
         system_prompt=system_prompt, seed=seed, device=device,
@@ -139,7 +164,7 @@ def main() -> None:
         app(standalone_mode=False)
     except UpslopeError as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         for line in str(error).splitlines():
             errors.print(line if error.exit_code >= 128 else f"error: {line}", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
@@ -149,10 +174,15 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong option or command
-            errors.print(f"error: command line: {error.format_message()} Fix: see `upslope --help`.", markup=False, soft_wrap=True)
+            errors.print(
+                f"error: command line: {error.format_message()} Fix: see `upslope --help`.",
+                markup=False,
+                soft_wrap=True,
+            )
             sys.exit(2)
         if debug:
-            raise
+            traceback.print_exception(error)
+            sys.exit(1)
         errors.print(_bug(error), markup=False, soft_wrap=True)
         sys.exit(1)
 
@@ -162,4 +192,5 @@ def _bug(error: Any) -> str:
     handle, name = tempfile.mkstemp(prefix="upslope-bug-", suffix=".txt")
     with os.fdopen(handle, "w") as file:
         file.write("".join(traceback.format_exception(error)))
-    return f"error: this is a bug in upslope: {type(error).__name__}: {error}. Fix: report it with {name}, or see it with --debug."
+    what = f"this is a bug in upslope: {type(error).__name__}: {error}"
+    return f"error: {what}. Fix: report it with {name}, or see it with --debug."

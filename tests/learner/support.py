@@ -23,15 +23,20 @@ LENGTHS = (9, 17, 5, 30, 23, 12)
 UNITS = (4, 4, 0, 0, 7, 7)
 
 
-def batch(lengths: Sequence[int] = LENGTHS, units: Sequence[int] | None = UNITS, seed: int = 0, vocab: int = tiny.VOCAB) -> Batch:
-    """Ragged random rows; a prompt of 2 tokens, then targets with a hole in them (an observation, say)."""
+def batch(
+    lengths: Sequence[int] = LENGTHS, units: Sequence[int] | None = UNITS, seed: int = 0, vocab: int = tiny.VOCAB
+) -> Batch:
+    """Ragged random rows. Rows of a unit share a prompt of 4 tokens; then targets, some rows with a hole in them."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     mask = torch.zeros(len(lengths), max(lengths) - 1, dtype=torch.bool)
     for row, length in enumerate(lengths):
         ids[row, :length] = torch.randint(0, vocab, (length,), generator=draw)
-        mask[row, 1 : length - 1] = True
-        mask[row, 2 : 2 + (row % 2)] = False
+        mask[row, 3 : length - 1] = True
+        mask[row, 4 : 4 + (row % 2)] = False
+        if units is not None:
+            first = list(units).index(units[row])
+            ids[row, : min(4, length)] = ids[first, : min(4, length)]
     unit = torch.arange(len(lengths)) if units is None else torch.tensor(units)
     return Batch(ids, torch.tensor(lengths), mask, unit, temperature=0.7)
 
@@ -43,7 +48,9 @@ def ours(model: Any) -> Any:
 
 
 def policy(model: Any, tokens: int = 4096, **settings: Any) -> Learner[Any]:
-    return Learner(networks.PolicyNetwork(ours(model)), OptimizerSettings(**{"lr": 1e-2, "steps": 10, **settings}), tokens)
+    return Learner(
+        networks.PolicyNetwork(ours(model)), OptimizerSettings(**{"lr": 1e-2, "steps": 10, **settings}), tokens
+    )
 
 
 def gradients(learner: Learner[Any]) -> dict[str, Tensor]:
@@ -73,9 +80,8 @@ def stock_gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: grad for name, grad in zip(named, grads, strict=True) if grad is not None}
 
 
-@pytest.fixture
-def native_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' RMSNorm computes in float32 even in a double model; here it stays in the model's dtype."""
+def patch_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' RMSNorm computes in float32 even in a double model; from here on it stays in the model's dtype."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         scale = torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -83,6 +89,12 @@ def native_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen3RMSNorm):
         monkeypatch.setattr(norm, "forward", forward)
+
+
+@pytest.fixture
+def native_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every RMSNorm computes in the model's dtype."""
+    patch_norms(monkeypatch)
 
 
 @pytest.fixture

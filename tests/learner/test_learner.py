@@ -77,19 +77,24 @@ def test_cuts_do_not_change_the_gradient_or_the_metrics(
 
 
 def test_cuts_change_a_bfloat16_gradient_by_rounding_only() -> None:
-    """bfloat16 weights, float32 masters: micro-batch gradients are rounded to 8 bits before they are summed."""
+    """bfloat16 weights, float32 masters: micro-batch gradients are rounded to 8 bits before they are summed.
+
+    Measured here: 0.3 % between cuts, 2 % from the float32 gradient of the same weights, relative.
+    """
     rows = batch(units=None)
     weights = weighting.token_mean(rows.mask)
-    exact = policy(tiny.model(dtype=torch.bfloat16).float())
-    exact.gradient(rows, goal(rows, torch.float32), weights, weighted_nll)
-    wanted = gradients(exact)
-    for budget in (4096, 40, 1):
-        learner = policy(tiny.model(dtype=torch.bfloat16), budget)
+    flat = []
+    for model, budget in [(tiny.model(dtype=torch.bfloat16).float(), 4096)] + [
+        (tiny.model(dtype=torch.bfloat16), budget) for budget in (4096, 33, 1)
+    ]:
+        learner = policy(model, budget)
         learner.gradient(rows, goal(rows, torch.float32), weights, weighted_nll)
         found = gradients(learner)
         assert {grad.dtype for grad in found.values()} == {torch.float32}
-        flat = [torch.cat([side[name].flatten() for name in wanted]) for side in (found, wanted)]
-        assert float((flat[0] - flat[1]).norm() / flat[1].norm()) < 0.02  # measured: 0.008
+        flat.append(torch.cat([found[name].flatten() for name in sorted(found)]))
+    exact, whole, *cut = flat
+    assert all(float((other - whole).norm() / whole.norm()) < 0.01 for other in cut)
+    assert float((whole - exact).norm() / exact.norm()) < 0.05
 
 
 def test_two_gradients_add_up() -> None:

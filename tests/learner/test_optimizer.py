@@ -58,7 +58,9 @@ def test_short_runs_have_rates_between_0_and_the_peak(decay: Any, steps: int, wa
 
 def test_a_step_uses_the_rate_of_its_number_and_the_boost_of_its_prefix() -> None:
     network = ValueNetwork(tiny.model().get_decoder())
-    optimizer = MasterAdamW(network, OptimizerSettings(lr=1e-3, steps=9, warmup=4, clip_norm=1e9, boosts={"head.": 10.0}))
+    optimizer = MasterAdamW(
+        network, OptimizerSettings(lr=1e-3, steps=9, warmup=4, clip_norm=1e9, boosts={"head.": 10.0})
+    )
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -66,7 +68,9 @@ def test_a_step_uses_the_rate_of_its_number_and_the_boost_of_its_prefix() -> Non
     # Adam's first step is lr in each coordinate, whatever the gradient's size.
     for name, parameter in network.named_parameters():
         rate = 5e-3 if name.startswith("head.") else 5e-4
-        torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, rate), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            before[name] - parameter.detach(), torch.full_like(parameter, rate), rtol=1e-3, atol=1e-7
+        )
 
 
 def test_updates_are_those_of_torchs_adamw() -> None:

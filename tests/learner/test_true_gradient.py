@@ -16,6 +16,7 @@ from tests.learner.support import (
     gradients,
     native_norms,
     ours,
+    patch_norms,
     policy,
     small_chunks,
     stock_gradients,
@@ -27,6 +28,7 @@ from upslope.maths import weighting
 from upslope.models.networks import ValueNetwork
 from upslope.recipes import grpo, ppo, sft
 from upslope.recipes.configs import GrpoRecipe, PpoRecipe
+from upslope.text.collation import pad
 from upslope.types import Batch
 
 __all__ = ["native_norms", "small_chunks"]
@@ -96,7 +98,9 @@ def test_grpo_gradient_is_autograds_of_the_stock_model(kind: str, estimator: str
     old, ref = (new.detach() + noise(rows, 0.3, 1)) * rows.mask, (new.detach() + noise(rows, 0.5, 2)) * rows.mask
     goal = grpo.GrpoTargets(rows.mask, gains * rows.mask, old, old, ref)
     learner = policy(tiny.model(kind, dtype=torch.float64), 40)
-    metrics = learner.gradient(rows, goal, weighting.token_mean(rows.mask, torch.float64), grpo.make_loss(recipe, first=False))
+    metrics = learner.gradient(
+        rows, goal, weighting.token_mean(rows.mask, torch.float64), grpo.make_loss(recipe, first=False)
+    )
 
     ratio = (new - old).exp()
     surrogate = -torch.minimum(ratio * gains, ratio.clamp(1 - 0.2, 1 + 0.28) * gains)
@@ -183,18 +187,31 @@ def test_values_stand_before_each_target_and_after_the_last_token() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [64, 4096])
-def test_smollm2_gradient_is_autograds_of_the_stock_model(tokens: int) -> None:
-    """The bundled 135M model in float32: per-parameter gradients within 1e-5, relative."""
-    from transformers import AutoModelForCausalLM
+def test_smollm2_gradient_is_autograds_of_the_stock_model(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled 135M model in float32 against stock forward and autograd in float64: within 1e-5, relative.
+
+    Stock in float32 is no oracle here: its own log-softmax over 49,152 words is off by 6e-5 (8e-4 in its worst
+    parameter).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from upslope.models import bundled
 
     source = str(bundled.directory())
-    rows = batch(lengths=(40, 21, 33, 12), units=(0, 0, 1, 1), vocab=49152)
-    stock = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
-    loss = -chosen_logprobs(stock, rows)[rows.mask].mean()
-    wanted = {f"model.{name}": grad for name, grad in stock_gradients(stock, loss).items()}
-    del stock
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    texts = ["The capital of France is Paris, and the capital of Italy is Rome.", "The capital of France is Lyon.",
+             "What is 16 + 44? The answer is 60.", "What is 16 + 44? It is a sum of two numbers."]  # fmt: skip
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    lengths = torch.tensor([len(row) for row in ids])
+    chosen = pad([[False] * 4 + [True] * (len(row) - 4) for row in ids], torch.bool)[:, 1:]
+    rows = Batch(pad(ids, torch.long), lengths, chosen, torch.tensor([0, 0, 1, 1]))
     learner = policy(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval(), tokens)
     learner.gradient(rows, sft.SftTargets(rows.mask), weighting.token_mean(rows.mask), sft.loss)
-    assert distance(gradients(learner), wanted) < 1e-5
+    found = gradients(learner)
+    del learner
+    patch_norms(monkeypatch)
+    stock = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64, attn_implementation="sdpa").eval()
+    wanted = stock_gradients(stock, -chosen_logprobs(stock, rows)[rows.mask].mean())
+    error = sum(float((found[f"model.{name}"].double() - grad).square().sum()) for name, grad in wanted.items())
+    assert (error / sum(float(grad.square().sum()) for grad in wanted.values())) ** 0.5 < 1e-5
+    assert max(float((found[f"model.{n}"] - grad).norm() / grad.norm()) for n, grad in wanted.items()) < 5e-5

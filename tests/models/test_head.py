@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from upslope.models.head import chosen
+from upslope.models.head import CHUNK, chosen
 
 VOCAB, WIDTH, ROWS = 11, 4, 9
-SUPPORT = torch.tensor([[0, 3, 5], [2, -1, -1], [-1, -1, -1], [10, 4, -1], [-1, 7, 1], [-1, -1, -1], [6, 6, 8], [0, 10, 9], [5, -1, 2]])
+SUPPORT = torch.tensor(
+    [[0, 3, 5], [2, -1, -1], [-1, -1, -1], [10, 4, -1], [-1, 7, 1], [-1, -1, -1], [6, 6, 8], [0, 10, 9], [5, -1, 2]]
+)
 """Ragged: three choices, one, none listed (the whole vocabulary), -1 in any place, an id listed twice."""
 IDS = torch.tensor([3, 2, 9, 10, 1, 0, 8, 9, 5])
 """Each is in its row's support."""
@@ -44,7 +46,10 @@ def naive(hidden: Tensor, weight: Tensor, support: Tensor | None, temperature: f
 def test_values_and_gradients_equal_the_naive_formula(chunk: int, temperature: float, support: Tensor | None) -> None:
     pulls = torch.randn(2, ROWS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, grads = [], []
-    for compute in (lambda h, w: chosen(h, w, IDS, support, temperature, chunk), lambda h, w: naive(h, w, support, temperature)):
+    for compute in (
+        lambda h, w: chosen(h, w, IDS, support, temperature, chunk),
+        lambda h, w: naive(h, w, support, temperature),
+    ):
         hidden, weight = inputs()
         values = torch.stack(compute(hidden, weight))
         found.append(values)
@@ -65,7 +70,7 @@ def test_either_output_may_be_used_alone(which: int) -> None:
     ours = torch.autograd.grad(chosen(hidden, weight, IDS, SUPPORT, 0.7, 4)[which].sum(), (hidden, weight))
     expected = torch.autograd.grad(naive(hidden, weight, SUPPORT, 0.7)[which].sum(), (hidden, weight))
     for a, b in zip(ours, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
 
 
 def test_a_frozen_head_or_a_frozen_body_gets_no_gradient() -> None:
@@ -103,13 +108,26 @@ def test_no_rows_give_empty_vectors_and_zero_gradient() -> None:
 
 
 def test_large_logits_neither_overflow_nor_vanish() -> None:
-    hidden, weight = torch.full((ROWS, WIDTH), 300.0), torch.linspace(-9, 9, VOCAB)[:, None].expand(VOCAB, WIDTH).contiguous()
+    hidden, weight = (
+        torch.full((ROWS, WIDTH), 300.0),
+        torch.linspace(-9, 9, VOCAB)[:, None].expand(VOCAB, WIDTH).contiguous(),
+    )
     hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
     logprob, entropy = chosen(hidden, weight, torch.full((ROWS,), VOCAB - 1))
     assert torch.equal(logprob, torch.zeros(ROWS))
-    torch.testing.assert_close(entropy, torch.zeros(ROWS), atol=1e-2, rtol=0)
+    assert torch.equal(entropy, torch.zeros(ROWS))
     (logprob.sum() + entropy.sum()).backward()
-    assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
+    for tensor in (hidden, weight):
+        assert tensor.grad is not None and torch.isfinite(tensor.grad).all()
+
+
+def test_the_small_entropy_of_a_nearly_certain_choice_is_kept_in_float32() -> None:
+    logits = torch.tensor([[500.0, 490.0, 488.0, -300.0]])
+    exact = torch.distributions.Categorical(logits=logits.double()).entropy()
+    assert 4e-4 < float(exact) < 8e-4
+    for shift in (0.0, -490.0):
+        entropy = chosen(torch.ones(1, 1), (logits + shift).T.contiguous(), torch.tensor([0]))[1]
+        torch.testing.assert_close(entropy.double(), exact, rtol=0, atol=2e-7)
 
 
 class Largest(TorchDispatchMode):
@@ -119,17 +137,22 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.numel, self.operations = 0, set[str]()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         self.operations.add(str(function))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.numel = max(self.numel, leaf.numel(), leaf.untyped_storage().nbytes() // max(leaf.element_size(), 1))
+                self.numel = max(
+                    self.numel, leaf.numel(), leaf.untyped_storage().nbytes() // max(leaf.element_size(), 1)
+                )
         return out
 
 
-def test_whole_logits_never_exist_forward_or_backward() -> None:
-    rows, vocab, width = 4096, 50_000, 8
+@pytest.mark.parametrize("rows", [1100, pytest.param(4096, marks=pytest.mark.slow)])
+def test_whole_logits_never_exist_forward_or_backward(rows: int) -> None:
+    vocab, width = 50_000, 8
     hidden, weight = torch.randn(rows, width).requires_grad_(), torch.randn(vocab, width).requires_grad_()
     ids = torch.arange(rows)
     with Largest() as seen:
@@ -137,7 +160,7 @@ def test_whole_logits_never_exist_forward_or_backward() -> None:
         forward = set(seen.operations)
         (logprob.sum() + entropy.sum()).backward()
     assert any("scatter_add" in name for name in seen.operations - forward)  # the backward pass was watched too
-    assert seen.numel <= 512 * vocab == rows * vocab / 8
+    assert seen.numel <= CHUNK * vocab < rows * vocab / 2
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
 
 

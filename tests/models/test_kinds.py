@@ -65,7 +65,8 @@ def assert_same(ours: Gradient, expected: Gradient, tolerance: float) -> None:
     assert ours.keys() == expected.keys()
     assert max(float(grad.abs().max()) for grad in expected.values()) > 0.05  # the comparison is not of zeros
     for name, grad in expected.items():
-        torch.testing.assert_close(ours[name], grad, atol=tolerance, rtol=tolerance, msg=lambda text, at=name: f"{at}: {text}")
+        gap = (ours[name] - grad).abs() - tolerance * grad.abs()
+        assert float(gap.max()) <= tolerance, f"{name}: off by {float(gap.max()):.2e}"
 
 
 def test_greedy_tokens_equal_generate(folder: Path) -> None:
@@ -76,7 +77,9 @@ def test_greedy_tokens_equal_generate(folder: Path) -> None:
     plain = stock(folder)
     for prompt, (answer,) in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt])
-        whole = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=2)
+        whole = plain.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=2
+        )
         assert list(answer.token_ids) == whole[0, len(prompt) :].tolist()
 
 
@@ -85,17 +88,18 @@ def test_policy_gradient_equals_stock_autograd(folder: Path) -> None:
     assert_same(ours, stock_gradient(stock(folder), torch.float32), 1e-5)
 
 
-def test_policy_gradient_in_float64_differs_only_by_the_norms_float32(folder: Path) -> None:
-    # transformers' RMSNorm computes in float32 whatever the model's dtype, on both sides, on other tensor shapes.
+def test_policy_gradient_in_float64_equals_stock_autograd(folder: Path) -> None:
     ours = packed_gradient(tiny.load(folder, torch.float64).model, torch.float64)
-    assert_same(ours, stock_gradient(stock(folder, torch.float64), torch.float64), 1e-7)
+    # Gemma's norms and embedding scale compute in float32 whatever the model's dtype.
+    tolerance = 1e-7 if folder.name.startswith("gemma") else 1e-12
+    assert_same(ours, stock_gradient(stock(folder, torch.float64), torch.float64), tolerance)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient_and_runs_layers_twice(folder: Path) -> None:
     plain = packed_gradient(tiny.load(folder).model, torch.float32)
     model = tiny.load(folder, gradient_checkpointing=True).model
     passes = []
-    model.get_decoder().layers[0].mlp.register_forward_hook(lambda *_: passes.append(1))
+    model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     checkpointed = packed_gradient(model, torch.float32)
     assert len(passes) == 2
     assert_same(checkpointed, plain, 1e-6)

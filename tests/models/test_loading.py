@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceCl
 from tests import tiny
 from upslope.errors import InputError, MachineError
 from upslope.models import loading
-from upslope.types import Sampling
 from upslope.rollout.sampler import InProcessSampler
+from upslope.types import Sampling
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_remote_code_of_the_model(folder: Path) -> None:
 def test_remote_code_of_the_tokenizer_does_not_run(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tok.Evil", None]}, tokenizer_class="Evil")
     (folder / "tok.py").write_text("raise SystemExit('remote code ran')")
-    refused(folder, "remote code")
+    refused(folder, "custom code")
 
 
 def test_git_lfs_pointer(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_tensors_of_another_shape(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(5)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    refused(folder, str(folder))
+    refused(folder, str(folder), "model.norm.weight")
 
 
 @pytest.mark.parametrize("text", ["{not json", "[]"])
@@ -200,7 +200,7 @@ def test_context_is_the_number_of_positions(folder: Path) -> None:
     assert loading.read_card(str(folder)).context == 128
 
 
-# ----------------------------------------------------------------------------------------------------------- the weights
+# ------------------------------------------------------------------------------------ the weights
 def test_dropout_is_forced_to_zero_in_training_mode_too(tmp_path: Path) -> None:
     folder = tiny.directory(tmp_path, attention_dropout=0.5)
     assert json.loads((folder / "config.json").read_text())["attention_dropout"] == 0.5
@@ -243,7 +243,10 @@ def test_a_saved_model_loads_in_plain_transformers_with_our_numbers(kind: str, t
     expected = log_p.gather(-1, torch.tensor(answer.token_ids)[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(answer.logprobs), expected, atol=1e-5, rtol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.chat_template == loading.CHATML and tokenizer("a+1")["input_ids"] == tiny.tokenizer()("a+1")["input_ids"]
+    assert (
+        tokenizer.chat_template == loading.CHATML
+        and tokenizer("a+1")["input_ids"] == tiny.tokenizer()("a+1")["input_ids"]
+    )
     assert plain.generation_config.eos_token_id == [2, 9]
     assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
 
@@ -274,7 +277,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_dtype_is_what_was_asked_for_and_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert [loading.choose_dtype(name, cpu) for name in loading.DTYPES] == list(loading.DTYPES.values())
-    for bf16, amx, wanted in [(True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)]:
+    for bf16, amx, wanted in [
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ]:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=bf16: answer)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
         assert loading.choose_dtype("auto", cpu) == wanted

@@ -33,6 +33,25 @@ def build(cls: Any, config: Any, **changes: Any) -> Any:
     return cls(config(**{**tiny.SIZE, **changes})).eval()
 
 
+class Overruled:
+    """A config seen by one module, with another sliding window."""
+
+    def __init__(self, config: Any, window: int | None) -> None:
+        self.config, self.sliding_window = config, window
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def pass_on(model: Any, window: int | None) -> None:
+    """Let the layers tell the attention function another window than the one that the model's masks are made of."""
+    for layer in model.get_decoder().layers:
+        if hasattr(layer.self_attn, "sliding_window"):  # Gemma 3
+            layer.self_attn.sliding_window = window
+        else:  # Mistral reads it from the config
+            layer.self_attn.config = Overruled(layer.self_attn.config, window)
+
+
 REFUSED = {
     "Gemma2": lambda: build(Gemma2ForCausalLM, Gemma2Config, query_pre_attn_scalar=8, attn_logit_softcapping=1.0),
     "Gemma2 with capped logits alone": lambda: build(
@@ -82,16 +101,14 @@ def test_a_window_that_is_not_passed_on_is_refused(kind: str, window: int, dtype
     """Stock masks still have the window (they read the config); our attention reads what the layer passes to it."""
     model = tiny.model(kind, dtype=dtype, sliding_window=window)
     verify(model, "whole")
-    for layer in model.get_decoder().layers:
-        layer.self_attn.sliding_window = None
+    pass_on(model, None)
     with pytest.raises(InputError, match="computes something that upslope's attention does not"):
         verify(model, "hacked")
 
 
 def test_a_window_off_by_one_is_refused() -> None:
     model = tiny.model("mistral")
-    for layer in model.get_decoder().layers:
-        layer.self_attn.sliding_window = 13
+    pass_on(model, 13)
     with pytest.raises(InputError, match="log-probabilities differ"):
         verify(model, "hacked")
 

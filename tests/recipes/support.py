@@ -82,7 +82,9 @@ def stopped_at(place: str, patch: pytest.MonkeyPatch) -> Any:
     patch.delenv("UPSLOPE_STOP_AFTER")
 
 
-def digests(folder: Path, parts: Sequence[str] = ("metrics.jsonl", "rollouts", "model", "best", "checkpoints")) -> dict[str, str]:
+def digests(
+    folder: Path, parts: Sequence[str] = ("metrics.jsonl", "rollouts", "model", "best", "checkpoints")
+) -> dict[str, str]:
     """sha256 of every file of these parts of a run folder. A manifest holds times of its own folder: left out."""
     found = {}
     for part in parts:

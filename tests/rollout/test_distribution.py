@@ -84,6 +84,7 @@ def test_frequencies_match_the_exact_distribution(sampling: Sampling) -> None:
 
 
 def test_the_test_notices_a_slightly_wrong_temperature() -> None:
-    wrong = exact(Sampling(3, (STOP,), temperature=1.15), vocab=10)
-    (found,) = InProcessSampler(tiny.served("llama", vocab_size=10), 128, slots=600).sample([PROMPT], COUNT, Sampling(3, (STOP,)), [11])
+    wrong = exact(Sampling(3, (STOP,), temperature=1.25), vocab=10)
+    sampler = InProcessSampler(tiny.served("llama", vocab_size=10), 128, slots=600)
+    (found,) = sampler.sample([PROMPT], COUNT, Sampling(3, (STOP,)), [11])
     assert surprise(Counter(completion.token_ids for completion in found), wrong, COUNT) > 4

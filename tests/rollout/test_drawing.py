@@ -38,14 +38,18 @@ def test_each_id_takes_the_stretch_of_the_unit_interval_that_its_probability_say
 
 
 def test_logprobs_are_under_the_distribution_that_was_drawn_from() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=torch.float64).expand(50, 4)
-    points = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=torch.float64).expand(2000, 4)
+    points = torch.linspace(0, 0.9999, 2000, dtype=torch.float64)
     for sampling, support, scores in [
         (Sampling(1, (), temperature=0.5), None, [0.0, 2.0, 4.0, 6.0]),
         (Sampling(1, (), top_k=2), None, [-torch.inf, -torch.inf, 2.0, 3.0]),
         (Sampling(1, (), top_p=0.7), None, [-torch.inf, -torch.inf, 2.0, 3.0]),  # 0.644 < 0.7 <= 0.644 + 0.237
-        (Sampling(1, ()), [(0, 2)] * 50, [0.0, -torch.inf, 2.0, -torch.inf]),
-        (Sampling(1, (), top_k=1), [(0, 2)] * 50, [-torch.inf, -torch.inf, 2.0, -torch.inf]),  # top of what is allowed
+        (Sampling(1, ()), [(0, 2)] * 2000, [0.0, -torch.inf, 2.0, -torch.inf]),
+        (
+            Sampling(1, (), top_k=1),
+            [(0, 2)] * 2000,
+            [-torch.inf, -torch.inf, 2.0, -torch.inf],
+        ),  # top of what is allowed
     ]:
         expected = torch.tensor(scores, dtype=torch.float64).log_softmax(-1)
         ids, logprobs = draw(logits, points, sampling, support)
@@ -61,7 +65,9 @@ def test_rows_have_supports_of_their_own_and_none_is_the_whole_vocabulary() -> N
 
 
 def test_greedy_takes_the_largest_with_probability_one() -> None:
-    ids, logprobs = draw(torch.tensor([[1.0, 9.0, 9.0, 2.0]]), torch.tensor([0.7], dtype=torch.float64), Sampling(1, (), 0.0))
+    ids, logprobs = draw(
+        torch.tensor([[1.0, 9.0, 9.0, 2.0]]), torch.tensor([0.7], dtype=torch.float64), Sampling(1, (), 0.0)
+    )
     assert ids.tolist() == [1] and logprobs.tolist() == [0.0]
 
 

@@ -415,6 +415,8 @@ def test_a_missing_or_torn_file_is_named_and_the_previous_checkpoint_used(tmp_pa
     assert order == (1, 0) and len(notices) == 1
     assert name in notices[0]
     assert harm != "missing" or f"{name} is missing" in notices[0]
+    if harm != "missing" and name != "manifest.json":
+        assert f"{name} has {file.stat().st_size} bytes, expected {len(data)}" in notices[0]
 
 
 def test_a_renamed_checkpoint_a_newer_format_and_a_path_outside_are_refused(tmp_path: Path) -> None:

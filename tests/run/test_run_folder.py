@@ -297,7 +297,7 @@ def test_of_many_processes_that_find_a_stale_lock_one_wins(tmp_path: Path, monke
     monkeypatch.setattr(machine, "is_dead", slow)
     path = finished(tmp_path / "a", "failed")
     lock(path, pid=dead_pid())
-    go, won, counted = os.pipe(), os.pipe(), os.pipe()
+    go, told, counted = os.pipe(), os.pipe(), os.pipe()
     children = []
     for _ in range(8):
         child = os.fork()
@@ -305,23 +305,26 @@ def test_of_many_processes_that_find_a_stale_lock_one_wins(tmp_path: Path, monke
             try:
                 os.close(counted[1])
                 os.read(go[0], 1)
-                module._lock(path)
-                os.write(won[1], b"1")
-                os.close(won[1])
-                os.read(counted[0], 1)  # holds the lock until the parent has counted
+                try:
+                    module._lock(path)
+                    os.write(told[1], b"w")
+                except InputError:
+                    os.write(told[1], b"l")
+                except BaseException:
+                    os.write(told[1], b"e")
+                os.read(counted[0], 1)  # alive until all have tried: a dead winner's lock may be taken
             finally:
                 os._exit(0)
         children.append(child)
-    os.close(won[1])
+    os.close(told[1])
     os.write(go[1], b"12345678")
-    losers = [os.waitpid(-1, 0)[0] for _ in range(7)]
+    results = b"".join(os.read(told[0], 1) for _ in children)
     os.close(counted[1])
-    with os.fdopen(won[0], "rb") as pipe:
-        assert pipe.read() == b"1"
-    (winner,) = set(children) - set(losers)
-    os.waitpid(winner, 0)
-    for handle in (*go, counted[0]):
+    for child in children:
+        os.waitpid(child, 0)
+    for handle in (*go, told[0], counted[0]):
         os.close(handle)
+    assert sorted(results) == sorted(b"wlllllll")
 
 
 # --------------------------------------------------------------------------------------------------------------- resume

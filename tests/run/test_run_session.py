@@ -217,6 +217,20 @@ def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(
     assert outcome(path) == uninterrupted
 
 
+def test_a_resumed_run_first_undoes_what_a_crash_left_in_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, bytes]
+) -> None:
+    monkeypatch.setenv("UPSLOPE_STOP_AFTER", "3:2")
+    with pytest.raises(Stopped):
+        train(tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints"
+    (place / "step-00003-002").rename(place / ".displaced-step-00003-002")  # killed between the two renames of a save
+    (place / ".tmp-step-00003-002.77").mkdir()
+    run = train(tmp_path / "run", "resume")
+    assert run.resumed is not None and run.resumed.order == (3, 2)
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
 def test_a_finished_run_goes_on_when_steps_are_raised(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     train(tmp_path / "run", steps=3)  # 3 is no multiple of save_every: finish saves it
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00003"]

@@ -15,7 +15,7 @@ from upslope.run.trackers import trackers
 
 def facts(folder: Path, **more: Any) -> dict[str, Any]:
     own = {"folder": str(folder), "run": folder.name, "id": "abc123", "resumed": False, "resumed_step": 0}
-    return {**own, "recipe": {"lr": 0.1}, **more}
+    return {**own, **more}
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -92,12 +92,14 @@ def test_wandb_and_trackio_hear_the_same_numbers(
     monkeypatch.setenv(f"{name.upper()}_PROJECT", "mine")
     (listener,) = trackers([name])
     assert isinstance(listener, Listener) and fake.calls == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "recipe.yaml").write_text("optim: {lr: 0.1}")
     listener.on_start(facts(tmp_path / "a"))
     listener.on_step(7, {"reward": 0.5, "kl": None, "bad": float("inf")}, {"update": 2.0})
     listener.on_end({})
     if name == "wandb":
         own = {**own, "dir": str(tmp_path / "a")}
-    started: dict[str, Any] = {"project": "mine", "config": {"lr": 0.1}, "resume": "allow", **own}
+    started: dict[str, Any] = {"project": "mine", "config": {"optim": {"lr": 0.1}}, "resume": "allow", **own}
     assert fake.calls == [
         ("init", started),
         ("log", ({"reward": 0.5, "time/update": 2.0}, 7)),

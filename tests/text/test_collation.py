@@ -11,8 +11,8 @@ from upslope.text.collation import collate_examples, collate_rollouts, pad, per_
 from upslope.types import Encoded, Rollout
 
 LONG = Rollout(
-    "a", 7, 0, token_ids=(5, 6, 7, 8, 2), action_mask=(False, False, True, True, True), logprobs=(0, 0, -0.1, -0.2, -0.3),
-    rewards=(0, 0, 0, 0.5, 1.0), terminated=True, weights_version=3, temperature=0.7,
+    "a", 7, 0, token_ids=(5, 6, 7, 8, 2), action_mask=(False, False, True, True, True),
+    logprobs=(0, 0, -0.1, -0.2, -0.3), rewards=(0, 0, 0, 0.5, 1.0), terminated=True, weights_version=3, temperature=0.7,
 )  # fmt: skip
 SHORT = Rollout(
     "b", 9, 1, token_ids=(4, 0, 9), action_mask=(False, True, True), logprobs=(0, -0.4, -0.5), rewards=(0, 0, 2.0),
@@ -48,7 +48,10 @@ def test_numbers_a_token_become_numbers_a_target_at_the_same_places() -> None:
 
 
 def test_examples_are_shifted_and_masked_alike_and_each_is_a_unit() -> None:
-    rows = [Encoded("x", (5, 6, 2), (False, True, True)), Encoded("y", (1, 5, 6, 7, 2), (False, True, False, True, True))]
+    rows = [
+        Encoded("x", (5, 6, 2), (False, True, True)),
+        Encoded("y", (1, 5, 6, 7, 2), (False, True, False, True, True)),
+    ]
     batch = collate_examples(rows)
     assert batch.token_ids.tolist() == [[5, 6, 2, 0, 0], [1, 5, 6, 7, 2]]
     assert batch.mask.tolist() == [[True, True, False, False], [True, False, True, True]]
@@ -62,7 +65,9 @@ def test_an_example_trained_from_its_first_token_has_no_target_for_it() -> None:
 
 def test_padding_equal_to_the_end_token_changes_nothing() -> None:
     """The mask goes by position: rows whose stop token is id 0, the number that padding is made of."""
-    batch = collate_examples([Encoded("x", (5, 6, 0), (False, True, True)), Encoded("y", (1, 5, 6, 7, 0), (False,) * 4 + (True,))])
+    batch = collate_examples(
+        [Encoded("x", (5, 6, 0), (False, True, True)), Encoded("y", (1, 5, 6, 7, 0), (False,) * 4 + (True,))]
+    )
     assert batch.mask.tolist() == [[True, True, False, False], [False, False, False, True]]
     assert batch.lengths.tolist() == [3, 5]
 

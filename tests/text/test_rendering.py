@@ -60,7 +60,7 @@ def trained(encoded: Any) -> list[int]:
     return [token for token, wanted in zip(encoded.token_ids, encoded.trainable, strict=True) if wanted]
 
 
-# --------------------------------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------------------- prompts
 def test_a_plain_prompt_becomes_a_user_s_message_where_there_is_a_template() -> None:
     expected = ids("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert chat().prompt("hi") == expected
@@ -108,18 +108,19 @@ def test_the_system_prompt_is_put_once_and_gives_way_to_a_row_s_own() -> None:
     assert renderer.prompt(own) == ids("<|im_start|>system\nOwn.<|im_end|>\n" + tail)
     talk = renderer.example(Example("r", TALK, None)).token_ids
     assert list(talk[: len(ids(system))]) == ids(system)
-    assert tiny.tokenizer().decode(talk).count("Be brief.") == 1
+    assert tiny.tokenizer().decode(list(talk)).count("Be brief.") == 1
 
 
 def test_a_system_prompt_that_could_not_be_shown_is_refused() -> None:
-    for renderer in (lambda: chat(chat="never", system_prompt="x"), lambda: Renderer(tiny.tokenizer(False), [END], system_prompt="x")):
+    base = Renderer(tiny.tokenizer(chat=False), [END], system_prompt="x")
+    for renderer in (chat(chat="never", system_prompt="x"), base):
         with pytest.raises(InputError, match=r"data.system_prompt.*Fix: "):
-            renderer()
+            renderer.prompt("hi")
 
 
-# ----------------------------------------------------------------------------------------------------------- completions
+# --------------------------------------------------------------------------------------------------- completions
 @pytest.mark.parametrize("content", ["What is 1+1?", TALK[:1], (9, 8, 7)], ids=["text", "messages", "ids"])
-@pytest.mark.parametrize("options", [{}, {"chat": "never"}, {"system_prompt": "S"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"chat": "never"}, {"system_prompt": "Short."}], ids=str)
 def test_an_sft_prompt_is_id_for_id_the_prompt_that_a_policy_meets(content: Any, options: dict[str, Any]) -> None:
     renderer = chat(**options)
     row = renderer.example(Example("r", content, "two"))
@@ -157,7 +158,7 @@ def test_text_leaves_out_end_tokens_and_other_special_tokens() -> None:
     assert chat().text([]) == ""
 
 
-# --------------------------------------------------------------------------------------------------------- conversations
+# ------------------------------------------------------------------------------------------------- conversations
 def test_every_assistant_turn_is_trained_with_its_stop_token_and_nothing_else_is() -> None:
     row = chat().example(Example("r", TALK, None))
     text = (
@@ -186,7 +187,10 @@ def test_what_follows_the_last_answer_is_left_out() -> None:
 
 def test_an_answer_whose_template_writes_no_end_token_is_ended_all_the_same() -> None:
     silent = tiny.tokenizer()
-    silent.chat_template = "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+    silent.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+    )
     renderer = Renderer(silent, [END])
     assert renderer.stop_id == END
     row = renderer.example(Example("r", TALK[:2], None))
@@ -203,12 +207,15 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     """As reasoning templates do, which drop the thoughts of all turns but the last."""
     rewriting = tiny.tokenizer()
     rewriting.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and not loop.last %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' and not loop.last %}"
         "{{ m['content'][0] }}{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     long = (TALK[0], {"role": "assistant", "content": "2, I think"}, *TALK[2:])
-    with pytest.raises(InputError, match=r"row r: the chat template rewrites earlier turns \(at message 4\).*Fix: give one"):
+    with pytest.raises(
+        InputError, match=r"row r: the chat template rewrites earlier turns \(at message 4\).*Fix: give one"
+    ):
         Renderer(rewriting, [END]).example(Example("r", long, None))
     single = Renderer(rewriting, [END]).example(Example("r", long[:2], None))
     assert trained(single) == ids("2, I think<|im_end|>")
@@ -219,7 +226,9 @@ def test_a_template_that_raises_is_an_input_error(fault: str) -> None:
     strict = tiny.tokenizer()
     strict.chat_template = "{% if messages[0]['role'] == 'tool' %}" + fault + "{% endif %}" + CHATML
     renderer = Renderer(strict, [END])
-    with pytest.raises(InputError, match=r"model.chat_template: the template refuses a conversation: .*Fix: check the roles"):
+    with pytest.raises(
+        InputError, match=r"model.chat_template: the template refuses a conversation: .*Fix: check the roles"
+    ):
         renderer.prompt(({"role": "tool", "content": "x"},))
 
 
@@ -239,11 +248,11 @@ def test_conversations_without_a_template_are_refused() -> None:
     base = Renderer(tiny.tokenizer(chat=False), [END])
     with pytest.raises(InputError, match=r"model.chat_template: .*set model.chat_template: chatml"):
         base.prompt(TALK[:1])
-    with pytest.raises(InputError, match="data.chat: always"):
+    with pytest.raises(InputError, match=r"data\.chat: always"):
         Renderer(tiny.tokenizer(chat=False), [END], chat="always")
 
 
-# ------------------------------------------------------------------------------------------------------------ end tokens
+# ---------------------------------------------------------------------------------------------------- end tokens
 def test_the_end_of_turn_token_is_found_where_it_is_not_the_eos() -> None:
     """SmolLM2's base, Qwen's base and others: eos is the end of text, the template ends turns with another token."""
     other = tiny.tokenizer()

@@ -38,7 +38,10 @@ class StepReport:
 
 
 def micro_batches(batch: Batch, budget: int) -> list[list[int]]:
-    """Row numbers of each micro-batch: sorted by length, at most ``budget`` tokens (one unit at least), units never cut."""
+    """Row numbers of each micro-batch.
+
+    Sorted by length, at most ``budget`` tokens (one unit at least), units never cut.
+    """
     lengths, units = batch.lengths.tolist(), batch.unit.tolist()
     members: dict[int, list[int]] = {}
     for row, unit in enumerate(units):
@@ -88,10 +91,11 @@ class Learner(FrozenScorer[E]):
         self.version, self.skipped, self._bad = 0, 0, 0
 
     def gradient(self, batch: Batch, targets: Rows, weights: Tensor, loss: Loss[Any, Any]) -> dict[str, float]:
-        """Add the gradient of ``sum(weights * loss)`` to what is accumulated; returns that sum as ``loss``, and metrics.
+        """Add the gradient of ``sum(weights * loss)`` to what is accumulated; give that sum as ``loss``, and metrics.
 
-        ``weights`` [batch, time] carry the normalisation of the whole optimizer step. The loss's metrics are weighted means
-        with the same weights; one whose name ends in ``/max`` is a maximum. Where a weight is 0 nothing is looked at.
+        ``weights`` [batch, time] carry the normalisation of the whole optimizer step. The loss's metrics are weighted
+        means with the same weights; one whose name ends in ``/max`` is a maximum. Where a weight is 0 nothing is looked
+        at.
         """
         totals: dict[str, float] = {}
         mass = float(weights.sum())
@@ -153,7 +157,10 @@ def _weighted(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def minibatches(units: Sequence[int], parts: int, order: Sequence[int]) -> list[list[int]]:
-    """Rows of each of ``parts`` minibatches: units dealt out in ``order`` (a permutation of the distinct units), never cut."""
+    """Rows of each of ``parts`` minibatches.
+
+    Units are dealt out in ``order`` (a permutation of the distinct units), never cut.
+    """
     distinct = list(dict.fromkeys(units))
     parts = min(parts, len(distinct))
     part = {distinct[index]: place * parts // len(distinct) for place, index in enumerate(order)}

@@ -1,8 +1,8 @@
 """AdamW on float32 master weights under low-precision compute weights.
 
-The compute weights (bfloat16, say) are the ones that sampler and learner use. Their gradients are summed over micro-batches
-in the master's float32, the update is made there, and the result is rounded back. Where the compute weights are float32 or
-float64 they are their own master.
+The compute weights (bfloat16, say) are the ones that sampler and learner use. Their gradients are summed over
+micro-batches in the master's float32, the update is made there, and the result is rounded back. Where the compute
+weights are float32 or float64 they are their own master.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """``steps`` is the number of optimizer steps of the whole run; ``boosts`` multiplies ``lr`` for parameters by prefix."""
+    """``steps`` is the number of optimizer steps of the whole run.
+
+    ``boosts`` multiplies ``lr`` for parameters by prefix.
+    """
 
     lr: float
     steps: int

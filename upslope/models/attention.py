@@ -1,7 +1,7 @@
 """The one attention function of sampler and learner, registered with stock Hugging Face models.
 
-A model loaded with ``attn_implementation="upslope"`` calls ``attention`` in every layer with rotated queries and keys, and
-with the ``layout`` that its caller passed to ``model(...)``. The layout knows how the tokens lie:
+A model loaded with ``attn_implementation="upslope"`` calls ``attention`` in every layer with rotated queries and keys,
+and with the ``layout`` that its caller passed to ``model(...)``. The layout knows how the tokens lie:
 
 - ``PackedRows``: ragged rows packed into one sequence without padding (training, evaluation, prefill);
 - ``SlotStep``: one new token for each running completion, whose keys and values lie in slots (``SlotCache``).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -66,6 +66,40 @@ def attention(
 
 AttentionInterface.register(NAME, attention)
 
+SHORT = 384
+"""Up to so many keys, plain matrix products beat the CPU's flash kernel, whose backward pass takes 10 to 30 times as long on
+a few dozen bfloat16 tokens."""
+
+
+def attend(
+    query: Float[Tensor, "rows heads new width"],
+    key: Float[Tensor, "rows kv_heads span width"],
+    value: Float[Tensor, "rows kv_heads span width"],
+    seen: Bool[Tensor, "#rows 1 new span"] | None,
+    scaling: float,
+) -> Float[Tensor, "rows heads new width"]:
+    """softmax(q k^T scaling) v over the keys that are ``seen`` (None: causal), scores in at least float32.
+
+    The query heads that share a key head become rows of one product, so keys and values are not repeated.
+    """
+    rows, heads, new, width = query.shape
+    shared = heads // key.shape[1]
+    short = query.device.type == "cpu" and key.shape[2] <= SHORT
+    if seen is None and not short:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    if seen is None:
+        seen = torch.ones(1, 1, new, new, dtype=torch.bool, device=query.device).tril()
+    folded = query.reshape(rows, key.shape[1], shared * new, width)
+    seen = seen.repeat(1, 1, shared, 1)
+    if short:
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = (folded.to(wide) * scaling) @ key.to(wide).transpose(-1, -2)
+        out = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
+    else:
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=seen, scale=scaling)
+    return out.reshape(rows, heads, new, width)
+
 
 @dataclass(eq=False)
 class SlotCache:
@@ -93,8 +127,8 @@ class SlotCache:
 class PackedRows:
     """Rows of ``lengths`` tokens packed one after the other; token i of a row sees tokens 0..i of that row.
 
-    With ``cache``, the keys and values of row ``r`` are also written to the slots ``slots[r]``: a prompt's pass is run once
-    for its whole group.
+    With ``cache``, the keys and values of row ``r`` are also written to the slots ``slots[r]``: a prompt's pass is run
+    once for its whole group.
     """
 
     def __init__(
@@ -130,15 +164,12 @@ class PackedRows:
                 index = torch.as_tensor(slots, device=k.device)
                 self.cache.keys[layer][index, :, :length] = k[row, :, :length]
                 self.cache.values[layer][index, :, :length] = v[row, :, :length]
-        if k.shape[1] != q.shape[1]:
-            repeats = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        seen = None
         if window is not None and window < self.longest:
-            seen = torch.arange(self.longest, device=q.device)
-            gap = seen[:, None] - seen[None, :]
-            out = scaled_dot_product_attention(q, k, v, attn_mask=(gap >= 0) & (gap < window), scale=scaling)
-        else:
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+            position = torch.arange(self.longest, device=q.device)
+            gap = position[:, None] - position
+            seen = ((gap >= 0) & (gap < window))[None, None]
+        out = attend(q, k, v, seen, scaling)
         tokens = out.transpose(1, 2).reshape(-1, *out.shape[1:2], out.shape[-1])
         return (tokens if self.even else tokens.index_select(0, self.place))[None]
 
@@ -169,9 +200,6 @@ class SlotStep:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.rows, :, self.positions] = key[:, :, 0]
         values[self.rows, :, self.positions] = value[:, :, 0]
-        count, heads, _, width = query.shape
-        # The query heads that share a key head become rows of one product: no key is copied.
-        folded = query.reshape(count, keys.shape[1], -1, width)
+        count = len(self.rows)
         k, v = keys[:count, :, : self.span], values[:count, :, : self.span]
-        out = scaled_dot_product_attention(folded, k, v, attn_mask=self._mask(window), scale=scaling)
-        return out.reshape(count, 1, heads, width)
+        return attend(query, k, v, self._mask(window), scaling).transpose(1, 2)

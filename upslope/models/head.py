@@ -1,7 +1,7 @@
 """The output head, chunked: log-probability and entropy of chosen tokens without ever holding all logits.
 
-For hidden states h [n, width] and the head's weight W [vocab, width], with logits z = h W^T / temperature restricted to the
-``support``,
+For hidden states h [n, width] and the head's weight W [vocab, width], with logits z = h W^T / temperature restricted to
+the ``support``,
 
     logprob = z[chosen] - logsumexp(z),        entropy = logsumexp(z) - sum_v softmax(z)_v z_v .
 
@@ -9,8 +9,8 @@ The backward pass recomputes each chunk's logits and uses
 
     d logprob / d z = onehot(chosen) - p,      d entropy / d z_v = -p_v (log p_v + entropy) .
 
-Peak extra memory is ``chunk x vocab`` numbers, whatever n is. Matrix products run in the dtype of the weights; softmax and
-sums in at least float32.
+Peak extra memory is a few times ``chunk x vocab`` numbers, whatever n is. Matrix products run in the dtype of the
+weights; softmax and sums in at least float32.
 """
 
 from __future__ import annotations
@@ -54,11 +54,16 @@ class _Chosen(torch.autograd.Function):
             rows = slice(start, start + chunk)
             allowed = _allowed(None if support is None else support[rows], len(weight))
             logits = _logits(hidden[rows], weight, temperature, allowed)
-            normaliser[rows] = logits.logsumexp(-1)
-            logprob[rows] = logits.gather(-1, ids[rows, None])[:, 0] - normaliser[rows]
-            probs = torch.exp(logits - normaliser[rows, None])
+            # Relative to the largest: the entropy of a nearly certain choice is not lost between large numbers.
+            top = logits.amax(-1, keepdim=True)
+            logits -= top
+            masses = logits.exp()
+            total = masses.sum(-1)
+            log_total = total.log()
+            logprob[rows] = logits.gather(-1, ids[rows, None])[:, 0] - log_total
             finite = logits if allowed is None else logits.masked_fill(~allowed, 0.0)
-            entropy[rows] = normaliser[rows] - torch.linalg.vecdot(probs, finite)
+            entropy[rows] = log_total - torch.linalg.vecdot(masses, finite) / total
+            normaliser[rows] = top[:, 0] + log_total
         ctx.save_for_backward(hidden, weight, ids, support, entropy, normaliser)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprob, entropy
@@ -68,7 +73,9 @@ class _Chosen(torch.autograd.Function):
         grad_logprob, grad_entropy = grads
         hidden, weight, ids, support, entropy, normaliser = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros(weight.shape, dtype=entropy.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=entropy.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+        )
         with_entropy = bool(grad_entropy.any())
         for start in range(0, len(ids), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
@@ -104,7 +111,7 @@ def chosen(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Log-probability of ``ids`` and entropy of their distributions, in nats; see the module's equations.
 
-    ``support[i]`` lists the ids that were allowed at row i, padded with -1 (all -1: the whole vocabulary). Any loss stands on
-    top of these two vectors; both have gradients to ``hidden`` and ``weight``.
+    ``support[i]`` lists the ids that were allowed at row i, padded with -1 (all -1: the whole vocabulary). Any loss
+    stands on top of these two vectors; both have gradients to ``hidden`` and ``weight``.
     """
     return _Chosen.apply(hidden, weight, ids, support, temperature, chunk)  # type: ignore[no-any-return, no-untyped-call]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from upslope.errors import InputError, MachineError
@@ -31,8 +33,8 @@ CHATML = (
 class Card:
     """What is known of a model before its weights are read.
 
-    ``source`` is the directory or hub id behind ``name``; ``stop_ids`` are all end tokens of the generation config and the
-    tokenizer; ``context`` is the number of positions.
+    ``source`` is the directory or hub id behind ``name``; ``stop_ids`` are all end tokens of the generation config and
+    the tokenizer; ``context`` is the number of positions.
     """
 
     name: str
@@ -63,8 +65,8 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not cuda:
-        raise MachineError("device", f"{wanted} was asked for, but this torch ({torch.__version__}) sees no CUDA device",
-                           "set device: cpu, or install torch's CUDA build")  # fmt: skip
+        problem = f"{wanted} was asked for, but this torch ({torch.__version__}) sees no CUDA device"
+        raise MachineError("device", problem, "set device: cpu, or install torch's CUDA build")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError("device", f"{wanted} was asked for, but there are {torch.cuda.device_count()} CUDA devices",
                            "take a lower number")  # fmt: skip
@@ -109,19 +111,29 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
                          "give the directory of the unquantised model")  # fmt: skip
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
-        hint = "give the adapter's merged model" if (path / "adapter_config.json").is_file() else "give a model directory"
+        adapter = (path / "adapter_config.json").is_file()
+        hint = "give the adapter's merged model" if adapter else "give a model directory"
         raise InputError("model.name", f"{name} has no config.json (found: {found})", hint)
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         other = [entry.name for entry in path.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf")]
         found = f"only {', '.join(sorted(other)[:3])}" if other else "no weights"
-        raise InputError("model.name", f"{name} has {found}; weights are read from safetensors only (pickle runs code)",
-                         "convert them with safetensors' converter, or save_pretrained from a trusted machine")  # fmt: skip
+        raise InputError(
+            "model.name",
+            f"{name} has {found}; weights are read from safetensors only (pickle runs code)",
+            "convert them with safetensors' converter, or save_pretrained from a trusted machine",
+        )
     for file in weights:
         with open(file, "rb") as stream:
             if stream.read(24).startswith(b"version https://git-lfs"):
                 raise InputError("model.name", f"{file} is a git-lfs pointer, not weights", "run `git lfs pull` there")
-    config = json.loads((path / "config.json").read_text("utf-8"))
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise InputError("model.name", f"{name}/config.json is not JSON: {_first_line(error)}",
+                         "fetch the model again") from error  # fmt: skip
+    if not isinstance(config, dict):
+        raise InputError("model.name", f"{name}/config.json is not a JSON object", "fetch the model again")
     _refuse_remote_code(config, name)
     return name
 
@@ -137,7 +149,7 @@ def read_card(name: str, chat_template: str | None = None, notice: Callable[[str
     """Locate a model and read its config and tokenizer, with the recipe's chat template where it gives one.
 
     Raises:
-        InputError: as ``locate``, no tokenizer, no such chat template.
+        InputError: as ``locate``, no tokenizer, no such chat template, or one that is not Jinja.
     """
     source = locate(name, notice)
     try:
@@ -153,7 +165,7 @@ def read_card(name: str, chat_template: str | None = None, notice: Callable[[str
         file = Path(chat_template)
         if not file.is_file():
             raise InputError("model.chat_template", f"no such file {chat_template}", "give a Jinja file, or chatml")
-        tokenizer.chat_template = file.read_text("utf-8")
+        tokenizer.chat_template = _template(file, tokenizer)
     try:
         generation = GenerationConfig.from_pretrained(source)
     except OSError:
@@ -162,28 +174,55 @@ def read_card(name: str, chat_template: str | None = None, notice: Callable[[str
     return Card(name, source, tokenizer, context, stop_ids(generation, config, tokenizer))
 
 
+def _template(file: Path, tokenizer: Any) -> str:
+    try:
+        text = file.read_text("utf-8")
+        # By transformers' own environment: its templates may hold tags that plain Jinja does not know.
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=text, tokenize=False)
+    except TemplateSyntaxError as error:
+        problem = f"{file} is not a Jinja template: {error.message} (line {error.lineno})"
+        raise InputError("model.chat_template", problem, "correct that line") from error
+    except UnicodeDecodeError as error:
+        raise InputError("model.chat_template", f"{file} is not UTF-8 text", "save it as UTF-8") from error
+    except (TemplateError, TypeError):
+        pass  # it may well refuse this conversation and take the user's
+    return text
+
+
 def load(card: Card, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False) -> LanguageModel:
     """Load, check and prepare a causal language model: upslope's attention, dropout off.
 
     Raises:
-        InputError: not a causal language model, tokenizer and embedding differ, or an architecture that the registered
-            attention does not serve.
+        InputError: not a causal language model, broken or missing weights, a tokenizer larger than the embedding, or an
+            architecture that the registered attention does not serve.
     """
     name = card.name
     try:
         config = AutoConfig.from_pretrained(card.source, trust_remote_code=False)
         quiet = {key: 0.0 for key in vars(config) if key.endswith(("dropout", "_pdrop"))}
-        model = AutoModelForCausalLM.from_pretrained(
-            card.source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True, **quiet
+        # Missing and misshapen weights are reported, not raised: transformers fills them with random numbers.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            card.source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **quiet,
+        )  # fmt: skip
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            "model.name",
+            f"{name} is no causal language model that transformers loads: {_first_line(error)}",
+            "give a decoder-only model with whole safetensors weights that fit its config.json",
+        ) from error
+    model, report = loaded
+    if misfits := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
+        shown = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+        raise InputError("model.name", f"{name} has no weights that fit {shown} of {type(model).__name__}",
+                         "give a causal language model with all of its weights")  # fmt: skip
+    rows, known = int(model.get_input_embeddings().weight.shape[0]), len(card.tokenizer)
+    if known > rows:
+        raise InputError(
+            "model.name",
+            f"the tokenizer has {known} ids, the embedding {rows} rows: ids from {rows} would crash",
+            "resize the embedding with transformers and save the model again",
         )
-    except (OSError, ValueError) as error:
-        raise InputError("model.name", f"{name} is no causal language model that transformers loads: {_first_line(error)}",
-                         "give a decoder-only model with safetensors weights") from error  # fmt: skip
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(card.tokenizer) > rows:
-        known = len(card.tokenizer)
-        raise InputError("model.name", f"the tokenizer has {known} ids, the embedding {rows} rows: ids from {rows} would crash",
-                         "resize the embedding with transformers and save the model again")  # fmt: skip
     model = model.to(device).eval()
     verify(model, name)
     model.set_attn_implementation(attention.NAME)

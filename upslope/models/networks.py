@@ -13,7 +13,7 @@ from upslope.types import Batch, PolicyEvaluation, ValueEvaluation
 
 
 def _hidden(decoder: Any, batch: Batch, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states [tokens, width] of the rows' first ``ends`` tokens, packed; and where token [row, position] lies in them."""
+    """Hidden states [tokens, width] of the rows' first ``ends`` tokens, packed, and where each token lies in them."""
     layout = SharedRows(batch.token_ids, ends, batch.unit)
     out = decoder(input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
     return out.last_hidden_state[0], layout.source
@@ -27,7 +27,10 @@ class PolicyNetwork(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> PolicyEvaluation:
-        """``logprobs`` and ``entropy`` [batch, time] in nats, at the batch's temperature and support; 0 where masked."""
+        """``logprobs`` and ``entropy`` [batch, time] in nats, at the batch's temperature and support.
+
+        Both are 0 where ``batch.mask`` is False.
+        """
         # The last token of a row predicts nothing.
         hidden, source = _hidden(self.model.get_decoder(), batch, batch.lengths - 1)
         rows, positions = batch.mask.nonzero(as_tuple=True)
@@ -56,7 +59,7 @@ class ValueNetwork(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: Batch) -> ValueEvaluation:
-        """``values[b, t]`` before target t, and the value after each row's last token."""
+        """``values[b, t]`` before target t (0 where not ``batch.mask``), and the value after each row's last token."""
         hidden, source = _hidden(self.decoder, batch, batch.lengths)
         flat = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         rows, positions = batch.mask.nonzero(as_tuple=True)

@@ -1,8 +1,9 @@
 """Rows with a common beginning are run once over it: a prompt once for its whole group.
 
-The rows of a unit (``Batch.unit``) share a prefix: their longest common beginning. Causal attention makes its hidden states
-the same in every row, so the packed sequence holds each prefix once and then the rest of each row ("tail"). Gradients add up
-where they flow together. With G completions of c tokens after a prompt of p tokens, G (p + c) tokens become p + G c.
+The rows of a unit (``Batch.unit``) share a prefix: their longest common beginning. Causal attention makes its hidden
+states the same in every row, so the packed sequence holds each prefix once and then the rest of each row ("tail").
+Gradients add up where they flow together. With G completions of c tokens after a prompt of p tokens, G (p + c) tokens
+become p + G c.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from upslope.models.attention import PackedRows
+from upslope.models.attention import PackedRows, attend
 
 
 def common_prefixes(token_ids: Tensor, lengths: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +34,13 @@ def common_prefixes(token_ids: Tensor, lengths: Tensor, unit: Tensor) -> tuple[T
 class SharedRows:
     """Layout of packed rows with shared prefixes: first the prefix of every unit, then the tail of every row.
 
-    ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row, position]]`` are the
-    hidden states of the rows as if each had been run alone.
+    ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row, position]]``
+    are the hidden states of the rows as if each had been run alone.
     """
 
-    def __init__(self, token_ids: Int[Tensor, "rows longest"], lengths: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]) -> None:
+    def __init__(
+        self, token_ids: Int[Tensor, "rows longest"], lengths: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]
+    ) -> None:
         device, longest = token_ids.device, int(lengths.max())
         number, prefix = common_prefixes(token_ids, lengths, unit)
         owners = torch.unique(number, return_inverse=False)
@@ -50,7 +52,9 @@ class SharedRows:
         prefix_start = (prefix[leader].cumsum(0) - prefix[leader])[number]
         tail_start = begun + tails.cumsum(0) - tails
         place = torch.where(
-            position < prefix[:, None], prefix_start[:, None] + position, tail_start[:, None] + position - prefix[:, None]
+            position < prefix[:, None],
+            prefix_start[:, None] + position,
+            tail_start[:, None] + position - prefix[:, None],
         )
         self.source = torch.where(position < lengths[:, None], place, 0)
         """[rows, longest]; positions beyond a row's end point at token 0, which no token of the row can see."""
@@ -65,7 +69,9 @@ class SharedRows:
 
     @staticmethod
     def _ranges(prefix: Tensor, lengths: Tensor) -> list[Tensor]:
-        return [torch.arange(a, b, device=prefix.device) for a, b in zip(prefix.tolist(), lengths.tolist(), strict=True)]
+        return [
+            torch.arange(a, b, device=prefix.device) for a, b in zip(prefix.tolist(), lengths.tolist(), strict=True)
+        ]
 
     def _tail_grid(self, prefix: Tensor, tails: Tensor) -> None:
         """Queries of the tails as a padded grid [rows with a tail, longest tail], and what each of them may see."""
@@ -79,7 +85,9 @@ class SharedRows:
         at = (prefix[kept, None] + offset)[:, :, None]
         self.gap = at - torch.arange(self.source.shape[1], device=prefix.device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
         q, k, v = query[:, :, : self.begun], key[:, :, : self.begun], value[:, :, : self.begun]
         begun = self.prefixes.attend(layer, q, k, v, scaling, window)
         if not len(self.rows_with_tail):
@@ -92,10 +100,7 @@ class SharedRows:
 
         tail = grid(query[:, :, self.begun :], self.query_place)
         keys, values = grid(key, places), grid(value, places)
-        if keys.shape[1] != tail.shape[1]:
-            repeats = tail.shape[1] // keys.shape[1]
-            keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
         seen = self.gap >= 0 if window is None else (self.gap >= 0) & (self.gap < window)
-        out = scaled_dot_product_attention(tail, keys, values, attn_mask=seen[:, None], scale=scaling)
+        out = attend(tail, keys, values, seen[:, None], scaling)
         ended = out.transpose(1, 2).reshape(-1, tail.shape[1], width).index_select(0, self.answer_place)
         return torch.cat([begun, ended[None]], 1)

@@ -24,7 +24,9 @@ class ModelSection(Section):
     name: str = "smollm2-135m-instruct"
     """A model directory, a hub id, or `smollm2-135m-instruct` (bundled: needs only the package index)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Type of the compute weights; the optimizer keeps a float32 master. auto: bfloat16 where the device multiplies it fast."""
+    """Type of the compute weights; the optimizer keeps a float32 master.
+
+    auto: bfloat16 where the device multiplies it fast."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
     chat_template: str | None = None
@@ -235,7 +237,8 @@ class GrpoRecipe(RolloutRecipe):
             raise ValueError("grpo.group must be at least 2: GRPO compares completions of one prompt (got 1)")
         if self.train.minibatches > self.train.prompts:
             raise ValueError(
-                f"train.minibatches ({self.train.minibatches}) is more than train.prompts ({self.train.prompts}): groups are never cut"
+                f"train.minibatches ({self.train.minibatches}) is more than train.prompts ({self.train.prompts}): "
+                "groups are never cut"
             )
         return self
 
@@ -251,7 +254,9 @@ class PpoRecipe(RolloutRecipe):
     def _minibatches_fit(self) -> PpoRecipe:
         rows = self.train.prompts * self.ppo.samples
         if self.train.minibatches > rows:
-            raise ValueError(f"train.minibatches ({self.train.minibatches}) is more than the {rows} completions of a step")
+            raise ValueError(
+                f"train.minibatches ({self.train.minibatches}) is more than the {rows} completions of a step"
+            )
         return self
 
 

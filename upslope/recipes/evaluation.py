@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from upslope.errors import InputError
+from pydantic import ValidationError
+
+from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
 
 Z = 1.959964
@@ -41,7 +43,8 @@ class Evaluation:
 def interval(rewards: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean: Wilson's for rewards of 0 and 1, else the normal one.
 
-    Wilson (1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). It stays inside [0, 1] and is right near its ends.
+    Wilson (1927): (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). It stays inside [0, 1] and is right near
+    its ends.
     """
     n, mean = len(rewards), fmean(rewards)
     if set(rewards) <= {0.0, 1.0}:
@@ -73,7 +76,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward.
 
-    ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or ``all``.
+    ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
+    ``all``.
 
     Raises:
         InputError: as a training run's rows, reward and model.
@@ -85,18 +89,28 @@ def evaluate(
     from upslope.types import Sampling
     from upslope.worlds.rewards import RewardProcess
 
-    section = DataSection(
-        task=task, path=data, options=options or {}, columns=columns or {}, system_prompt=system_prompt, chat=chat, heldout=heldout
-    )  # type: ignore[arg-type]
+    given = {
+        "task": task,
+        "path": data,
+        "options": options or {},
+        "columns": columns or {},
+        "system_prompt": system_prompt,
+    }
+    try:
+        section = DataSection.model_validate({**given, "chat": chat, "heldout": heldout})
+        settings = SamplingSection(max_new_tokens=max_new_tokens, temperature=temperature)
+    except ValidationError as error:
+        raise InputErrors([_argument(fault) for fault in error.errors()]) from None
     rows = load_rows(section, reward, seed)
     if rows.reward is None:
-        raise InputError("reward", "an evaluation of your own rows needs a reward", "give reward: path/to/file.py:function")
+        raise InputError(
+            "reward", "an evaluation of your own rows needs a reward", "give reward: path/to/file.py:function"
+        )
     chosen = {"heldout": rows.heldout, "train": rows.train, "all": [*rows.train, *rows.heldout]}.get(split)
     if chosen is None:
         raise InputError("split", f"{split!r} is unknown", "use heldout, train or all")
     if not chosen:
         raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
-    settings = SamplingSection(max_new_tokens=max_new_tokens, temperature=temperature)
     with ExitStack() as stack:
         process = stack.enter_context(RewardProcess(rows.reward, RewardSection().timeout))
         place = loading.choose_device(device)
@@ -106,10 +120,19 @@ def evaluate(
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
         sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
         warm = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature)
-        both = [score(sampler, renderer, process, kept, sampling, seed) for sampling in (replace(warm, temperature=0.0), warm)]
+        both = [
+            score(sampler, renderer, process, kept, sampling, seed)
+            for sampling in (replace(warm, temperature=0.0), warm)
+        ]
     from upslope.recipes.rollouts import shown_prompt
 
     return Evaluation(model, tuple(shown_prompt(prompt) for prompt in kept), both[0], both[1])
+
+
+def _argument(fault: Any) -> InputError:
+    """A refused argument, as an error that names it."""
+    where = ".".join(map(str, fault["loc"])) or "data.task, data.path"
+    return InputError(f"evaluate() {where}", f"found {fault['input']!r}: {fault['msg']}", "correct that argument")
 
 
 def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sampling: Any, seed: int) -> Score:

@@ -3,11 +3,12 @@
 For a group of G completions with rewards r_i (DeepSeekMath, arXiv:2402.03300):
 
     A_i    = r_i - baseline_i            the mean of the group, or of the others (leave-one-out); optionally / std
-    loss_t = -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + kl_coef * KL_t,      rho_t = pi(y_t | .) / pi_old(y_t | .)
+    loss_t = -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + kl_coef * KL_t,      rho_t = pi(y_t | .) / pi_old(y_t |
+    .)
 
-``weighting`` says how tokens weigh: the paper's mean a sequence, DAPO's token mean (arXiv:2503.14476), Dr. GRPO's constant
-length (arXiv:2503.20783). ``ratio: sequence`` is GSPO (arXiv:2507.18071). Defaults: leave-one-out and no std, which make the
-expected gradient exactly the policy gradient.
+``weighting`` says how tokens weigh: the paper's mean a sequence, DAPO's token mean (arXiv:2503.14476), Dr. GRPO's
+constant length (arXiv:2503.20783). ``ratio: sequence`` is GSPO (arXiv:2507.18071). Defaults: leave-one-out and no std,
+which make the expected gradient exactly the policy gradient.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ def make_loss(recipe: GrpoRecipe, first: bool) -> Loss[PolicyEvaluation, GrpoTar
             per_token, clipped = losses.clipped_surrogate(
                 found.logprobs, old, goal.advantages, settings.clip_low, settings.clip_high
             )
-        metrics = {"entropy": found.entropy, "clip_ratio": clipped.to(old.dtype), "approx_kl": kl.k3(old, found.logprobs)}
+        metrics = {
+            "entropy": found.entropy,
+            "clip_ratio": clipped.to(old.dtype),
+            "approx_kl": kl.k3(old, found.logprobs),
+        }
         if settings.kl_coef > 0:
             per_token = per_token + settings.kl_coef * KL[settings.kl_estimator](found.logprobs, goal.ref_logprobs)
             metrics["kl"] = kl.k3(found.logprobs, goal.ref_logprobs)
@@ -83,8 +88,8 @@ def weigh(recipe: GrpoRecipe, mask: Tensor) -> Tensor:
 
 
 def train(
-    recipe: GrpoRecipe, shop: Workshop, policy: Learner[PolicyEvaluation], reference: FrozenScorer[PolicyEvaluation] | None,
-    loop: Loop[GrpoTargets],
+    recipe: GrpoRecipe, shop: Workshop, policy: Learner[PolicyEvaluation],
+    reference: FrozenScorer[PolicyEvaluation] | None, loop: Loop[GrpoTargets],
 ) -> None:  # fmt: skip
     """Prompts, groups of completions, rewards, advantages, loss, update, publish."""
     run, settings, clock = shop.run, recipe.train, Clock()
@@ -97,7 +102,9 @@ def train(
             check_versions(found.rollouts, policy.version)
             batch, targets = learn_from(recipe, found, policy, reference, clock)
             loop.open(batch, targets, statistics(found, recipe.grpo.group))
-            run.rollouts(step, log_rows(found, step, targets.advantages.sum(1).div(targets.mask.sum(1).clamp(min=1)).tolist()))
+            run.rollouts(
+                step, log_rows(found, step, targets.advantages.sum(1).div(targets.mask.sum(1).clamp(min=1)).tolist())
+            )
             run.sample(step, found.prompts[0], found.completions[0], found.scores[0])
         run.phase(step, "learning")
         for number, rows in enumerate(updates(recipe, loop)):
@@ -116,7 +123,10 @@ def train(
 
 
 def collect(recipe: GrpoRecipe, shop: Workshop, step: int, clock: Clock) -> Harvest:
-    """Groups for step ``step`` (from 0). With ``resample``, prompts whose group taught nothing are replaced by fresh ones."""
+    """Groups for step ``step`` (from 0).
+
+    With ``resample``, prompts whose group taught nothing are replaced by fresh ones.
+    """
     settings, group = recipe.train, recipe.grpo.group
     prompts = rows_of_step(shop.train, settings.prompts, step, recipe.seed)
     seeds = [derive(recipe.seed, "rollout", step, index) for index in range(len(prompts))]
@@ -127,9 +137,13 @@ def collect(recipe: GrpoRecipe, shop: Workshop, step: int, clock: Clock) -> Harv
         if missing == 0:
             break
         draw = generator(recipe.seed, "resample", step, attempt)
-        fresh = [shop.train[int(index)] for index in draw.choice(len(shop.train), missing, replace=len(shop.train) < missing)]
+        fresh = [
+            shop.train[int(index)] for index in draw.choice(len(shop.train), missing, replace=len(shop.train) < missing)
+        ]
         seeds = [derive(recipe.seed, "resample", step, attempt, index) for index in range(missing)]
-        more = harvest(shop, fresh, group, seeds, recipe.reward, clock, step + 1, first_group=settings.prompts * (attempt + 1))
+        more = harvest(
+            shop, fresh, group, seeds, recipe.reward, clock, step + 1, first_group=settings.prompts * (attempt + 1)
+        )
         found = found.keep(live) + more
     return found
 
@@ -142,13 +156,16 @@ def alive(found: Harvest, group: int) -> list[int]:
 
 
 def learn_from(
-    recipe: GrpoRecipe, found: Harvest, policy: Learner[PolicyEvaluation], reference: FrozenScorer[PolicyEvaluation] | None,
-    clock: Clock,
+    recipe: GrpoRecipe, found: Harvest, policy: Learner[PolicyEvaluation],
+    reference: FrozenScorer[PolicyEvaluation] | None, clock: Clock,
 ) -> tuple[Batch, GrpoTargets]:  # fmt: skip
-    """Batch and targets: group-relative advantages on every token, and the log-probabilities that the loss compares with."""
+    """Batch and targets.
+
+    Group-relative advantages on every token, and the log-probabilities that the loss compares with.
+    """
     settings = recipe.grpo
     batch = collate_rollouts(found.rollouts)
-    relative = advantages.group_relative(found.groups(settings.group), settings.baseline, settings.scale).float()
+    relative = advantages.group_relative(found.groups(settings.group), settings.baseline, settings.scale)
     sampled = per_target([rollout.logprobs for rollout in found.rollouts], batch.mask.shape[1])
     with clock("reference"):
         several = recipe.train.epochs * recipe.train.minibatches > 1
@@ -157,7 +174,7 @@ def learn_from(
     mask = batch.mask
     if settings.truncated == "mask":
         mask = mask & torch.tensor([rollout.terminated for rollout in found.rollouts])[:, None]
-    return batch, GrpoTargets(mask, relative.reshape(-1, 1) * batch.mask, sampled, old, ref)
+    return batch, GrpoTargets(mask, relative.to(old.dtype).reshape(-1, 1) * batch.mask, sampled, old, ref)
 
 
 def updates(recipe: GrpoRecipe, loop: Loop[GrpoTargets]) -> list[list[int]]:
@@ -172,7 +189,12 @@ def updates(recipe: GrpoRecipe, loop: Loop[GrpoTargets]) -> list[list[int]]:
 
 
 def update(
-    recipe: GrpoRecipe, policy: Learner[PolicyEvaluation], batch: Batch, targets: GrpoTargets, rows: list[int], first: bool
+    recipe: GrpoRecipe,
+    policy: Learner[PolicyEvaluation],
+    batch: Batch,
+    targets: GrpoTargets,
+    rows: list[int],
+    first: bool,
 ) -> dict[str, float]:
     """One optimizer step on these rows. Rows whose advantages are all zero are not run, unless a KL term needs them."""
     weights = weigh(recipe, targets.mask[rows])
@@ -195,7 +217,9 @@ def start(recipe: GrpoRecipe, run: Run, reward: RewardFunction | None = None) ->
         tokens = recipe.train.micro_batch_tokens
         reference = None
         if recipe.grpo.kl_coef > 0:
-            reference = FrozenScorer[PolicyEvaluation](PolicyNetwork(deepcopy(shop.model.model)).requires_grad_(False), tokens)
+            reference = FrozenScorer[PolicyEvaluation](
+                PolicyNetwork(deepcopy(shop.model.model)).requires_grad_(False), tokens
+            )
         settings = OptimizerSettings(
             recipe.optim.lr, recipe.train.steps * recipe.train.epochs * recipe.train.minibatches, recipe.optim.warmup,
             recipe.optim.decay, recipe.optim.clip_norm,

@@ -19,8 +19,12 @@ def due(recipe: Recipe, step: int) -> bool:
     return step == train.steps or (train.eval_every > 0 and step % train.eval_every == 0)
 
 
-def judge(recipe: Any, shop: Workshop, loop: Loop[Any], step: int, clock: Clock, extra: dict[str, float] | None = None) -> dict[str, float]:
-    """Evaluation metrics where one is due; a new best (highest ``eval/reward``, else lowest ``eval_loss``) is saved in ``best/``.
+def judge(
+    recipe: Any, shop: Workshop, loop: Loop[Any], step: int, clock: Clock, extra: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Evaluation metrics where one is due. A new best is saved in ``best/``.
+
+    Best is the highest ``eval/reward``, else the lowest ``eval_loss``.
 
     ``extra`` are evaluation metrics that the recipe computed itself.
     """

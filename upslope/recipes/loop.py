@@ -18,9 +18,9 @@ T = TypeVar("T", bound=Rows)
 class Loop(Generic[T]):
     """A ``Stateful`` cursor.
 
-    ``step`` steps are complete. Inside a step, ``batch`` and ``targets`` hold the rollouts in use, ``inner`` of its optimizer
-    steps have been taken, ``metrics`` are those of the collection, ``sums`` and ``counts`` those of the optimizer steps. ``best`` is the
-    best evaluation so far. A checkpoint between two optimizer steps holds all of it.
+    ``step`` steps are complete. Inside a step, ``batch`` and ``targets`` hold the rollouts in use, ``inner`` of its
+    optimizer steps have been taken, ``metrics`` are those of the collection, ``sums`` and ``counts`` those of the
+    optimizer steps. ``best`` is the best evaluation so far. A checkpoint between two optimizer steps holds all of it.
     """
 
     def __init__(self, targets_type: type[T]) -> None:
@@ -61,7 +61,13 @@ class Loop(Generic[T]):
     def state(self) -> State:
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {"step": self.step, "inner": self.inner, "metrics": self.metrics, "sums": self.sums}
-        values |= {"counts": self.counts, "best": self.best, "batch": {}, "targets": {}, "filled": self.batch is not None}
+        values |= {
+            "counts": self.counts,
+            "best": self.best,
+            "batch": {},
+            "targets": {},
+            "filled": self.batch is not None,
+        }
         for name, rows in (("batch", self.batch), ("targets", self.targets)):
             for item in fields(rows) if rows is not None else ():  # type: ignore[arg-type]
                 value = getattr(rows, item.name)
@@ -75,9 +81,9 @@ class Loop(Generic[T]):
         values = dict(state.values)
         self.step, self.inner, self.best = int(values["step"]), int(values["inner"]), values["best"]
         self.metrics, self.sums, self.counts = dict(values["metrics"]), dict(values["sums"]), dict(values["counts"])
-        if values["filled"]:
-            self.batch = _rebuild(Batch, "batch", state)
-            self.targets = _rebuild(self.targets_type, "targets", state)
+        filled = bool(values["filled"])
+        self.batch = _rebuild(Batch, "batch", state) if filled else None
+        self.targets = _rebuild(self.targets_type, "targets", state) if filled else None
 
 
 def _rebuild(kind: type[Any], name: str, state: State) -> Any:

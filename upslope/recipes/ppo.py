@@ -2,14 +2,14 @@
 
 With token rewards r_t = -kl_coef * k1_t (k1 against the frozen starting policy) and the score on the last token:
 
-    A_t          GAE(discount, trace) of r and the critic's V; a completion that the length cut bootstraps from V, one that
-                 stopped does not
+    A_t          GAE(discount, trace) of r and the critic's V; a completion that the length cut bootstraps from V,
+                 one that stopped does not
     policy loss  -min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) - entropy_coef * H_t
     critic loss  1/2 (V_t - (A_t + V_t,old))^2, optionally clipped
 
-The KL penalty is k1 because its gradient in the reward is KL(pi || ref)'s; k3's is not. Critic and policy are two networks
-with two optimizers. The critic starts as a copy of the policy's decoder with a zero head, at a rate of its own: at the policy's
-rate of 1e-5 its head moves too little in a short run to predict anything.
+The KL penalty is k1 because its gradient in the reward is KL(pi || ref)'s; k3's is not. Critic and policy are two
+networks with two optimizers. The critic starts as a copy of the policy's decoder with a zero head, at a rate of its
+own: at the policy's rate of 1e-5 its head moves too little in a short run to predict anything.
 """
 
 from __future__ import annotations
@@ -69,11 +69,17 @@ def policy_loss(recipe: PpoRecipe, first: bool) -> Loss[PolicyEvaluation, PpoTar
 
     def loss(found: PolicyEvaluation, goal: PpoTargets) -> tuple[Tensor, dict[str, Tensor]]:
         old = found.logprobs.detach() if first else goal.old_logprobs
-        per_token, clipped = losses.clipped_surrogate(found.logprobs, old, goal.advantages, settings.clip, settings.clip)
+        per_token, clipped = losses.clipped_surrogate(
+            found.logprobs, old, goal.advantages, settings.clip, settings.clip
+        )
         if settings.entropy_coef > 0:
             per_token = per_token - settings.entropy_coef * found.entropy
         ratio = (found.logprobs - old).exp()
-        metrics = {"entropy": found.entropy, "clip_ratio": clipped.to(old.dtype), "approx_kl": kl.k3(old, found.logprobs)}
+        metrics = {
+            "entropy": found.entropy,
+            "clip_ratio": clipped.to(old.dtype),
+            "approx_kl": kl.k3(old, found.logprobs),
+        }
         metrics |= {"ratio/mean": ratio, "ratio/max": ratio}
         if first:
             gap = (found.logprobs - goal.sampler_logprobs).abs()
@@ -87,7 +93,9 @@ def value_loss(recipe: PpoRecipe) -> Loss[ValueEvaluation, PpoTargets]:
     """Half the squared error against the returns, clipped around the old values if asked for."""
 
     def loss(found: ValueEvaluation, goal: PpoTargets) -> tuple[Tensor, dict[str, Tensor]]:
-        per_token = VALUE_COEF * losses.clipped_value(found.values, goal.old_values, goal.returns, recipe.ppo.value_clip)
+        per_token = VALUE_COEF * losses.clipped_value(
+            found.values, goal.old_values, goal.returns, recipe.ppo.value_clip
+        )
         return per_token, {}
 
     return loss
@@ -114,10 +122,14 @@ def train(recipe: PpoRecipe, shop: Workshop, networks: Networks, loop: Loop[PpoT
             if number < loop.inner or loop.batch is None or loop.targets is None or moved_too_far(recipe, loop):
                 continue
             with clock("learning"):
-                loop.add(update(recipe, networks, loop.batch.take(rows), loop.targets.take(rows), loop.step, first=number == 0))
+                loop.add(
+                    update(
+                        recipe, networks, loop.batch.take(rows), loop.targets.take(rows), loop.step, first=number == 0
+                    )
+                )
                 shop.sampler.load(policy.weights(), policy.version)
             run.boundary((step, loop.inner))
-        metrics = {**loop.close(), "skipped_updates": float(policy.skipped)}
+        metrics = {**loop.close(), "skipped_updates": float(policy.skipped + networks.critic.skipped)}
         if due(recipe, step):
             metrics |= judge(recipe, shop, loop, step, clock)
         sampled = metrics["completions/mean_length"] * metrics["groups"] * recipe.ppo.samples
@@ -175,7 +187,9 @@ def updates(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> list[list[int]]:
     if loop.batch is None:
         return []
     rows = range(len(loop.batch))
-    orders = [permutation(recipe.seed, len(rows), "minibatch", loop.step, epoch) for epoch in range(recipe.train.epochs)]
+    orders = [
+        permutation(recipe.seed, len(rows), "minibatch", loop.step, epoch) for epoch in range(recipe.train.epochs)
+    ]
     return [part for order in orders for part in minibatches(rows, recipe.train.minibatches, order)]
 
 
@@ -223,7 +237,9 @@ def build(recipe: PpoRecipe, shop: Workshop) -> Networks:
         frozen = FrozenScorer[PolicyEvaluation](PolicyNetwork(deepcopy(model)).requires_grad_(False), tokens)
     critic = ValueNetwork(deepcopy(model.get_decoder()))
     return Networks(
-        Learner(PolicyNetwork(model), OptimizerSettings(optim.lr, count, optim.warmup, optim.decay, optim.clip_norm), tokens),
+        Learner(
+            PolicyNetwork(model), OptimizerSettings(optim.lr, count, optim.warmup, optim.decay, optim.clip_norm), tokens
+        ),
         Learner(
             critic,
             OptimizerSettings(

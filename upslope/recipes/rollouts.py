@@ -1,4 +1,7 @@
-"""Prompts to scored rollouts, and their numbers: what PPO and GRPO do alike before they differ. Evaluation is the same path."""
+"""Prompts to scored rollouts, and their numbers: what PPO and GRPO do alike before they differ.
+
+Evaluation is the same path.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from upslope.recipes.setup import Workshop
 from upslope.seeds import derive, permutation
 from upslope.types import Completion, Prompt, Rollout
 from upslope.worlds.rewards import Group, Score, score_groups
-
 
 Row = TypeVar("Row")
 
@@ -58,10 +60,11 @@ def rows_of_step(prompts: Sequence[Row], count: int, step: int, seed: int) -> li
 
 
 def harvest(
-    shop: Workshop, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int], reward: RewardSection, clock: Clock, step: int,
-    first_group: int = 0, phase: str = "sampling",
+    shop: Workshop, prompts: Sequence[Prompt], samples: int, seeds: Sequence[int], reward: RewardSection, clock: Clock,
+    step: int, first_group: int = 0, phase: str = "sampling",
 ) -> Harvest:  # fmt: skip
-    """Sample ``samples`` completions of each prompt and score them. A group that cannot be scored is left out and counted.
+    """Sample ``samples`` completions of each prompt and score them. A group that cannot be scored is left out and
+    counted.
 
     A reward of ``None`` says that the function does not apply: its group is left out too, for it cannot be compared.
     """
@@ -82,16 +85,22 @@ def harvest(
         run.notice(f"step {step}: a group was left out: {reason}")
     rollouts, shown, answers = [], [], []
     number = first_group
-    for prompt, prompt_ids, group, group_texts, group_scores in zip(prompts, ids, completions, texts, scores, strict=True):
+    for prompt, prompt_ids, group, group_texts, group_scores in zip(
+        prompts, ids, completions, texts, scores, strict=True
+    ):
         if group_scores is None or any(score.value is None for score in group_scores):
             continue
         for sample, (completion, score) in enumerate(zip(group, group_scores, strict=True)):
-            rollouts.append(_rollout(prompt.id, number, sample, prompt_ids, completion, score, shop.sampling.temperature))
+            rollouts.append(
+                _rollout(prompt.id, number, sample, prompt_ids, completion, score, shop.sampling.temperature)
+            )
         shown += [shown_prompt(prompt)] * samples
         answers += group_texts
         number += 1
     if not rollouts:
-        raise RewardError(f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function")
+        raise RewardError(
+            f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function"
+        )
     return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group))
 
 
@@ -109,7 +118,13 @@ def _process(shop: Workshop) -> Any:
 
 
 def _rollout(
-    prompt_id: str, group: int, sample: int, prompt: Sequence[int], completion: Completion, score: Score, temperature: float
+    prompt_id: str,
+    group: int,
+    sample: int,
+    prompt: Sequence[int],
+    completion: Completion,
+    score: Score,
+    temperature: float,
 ) -> Rollout:
     before, count = len(prompt), len(completion.token_ids)
     if score.value is None:
@@ -141,7 +156,9 @@ def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
     """On-policy means: sampled with the learner's newest weights. A forgotten ``sampler.load`` is found here."""
     stale = {rollout.weights_version for rollout in rollouts} - {version}
     if stale:
-        raise RuntimeError(f"rollouts of weights version {sorted(stale)} meet a learner at version {version}: sampler.load is missing")
+        raise RuntimeError(
+            f"rollouts of weights version {sorted(stale)} meet a learner at version {version}: sampler.load is missing"
+        )
 
 
 def statistics(found: Harvest, group: int) -> dict[str, float]:
@@ -173,21 +190,25 @@ def statistics(found: Harvest, group: int) -> dict[str, float]:
 def log_rows(found: Harvest, step: int, advantages: Sequence[float]) -> list[dict[str, Any]]:
     """The lines of ``rollouts/step-N.jsonl``."""
     rows = []
-    for rollout, prompt, completion, advantage in zip(found.rollouts, found.prompts, found.completions, advantages, strict=True):
+    for rollout, prompt, completion, advantage in zip(
+        found.rollouts, found.prompts, found.completions, advantages, strict=True
+    ):
         chosen = [place for place, wanted in enumerate(rollout.action_mask) if wanted]
         rows.append(
             {
-                "step": step, "prompt_id": rollout.prompt_id, "group": rollout.group, "sample": rollout.sample, "prompt": prompt,
-                "completion": completion, "reward": rollout.score, "advantage": advantage, "parts": dict(rollout.parts),
-                "terminated": rollout.terminated, "weights_version": rollout.weights_version,
-                "token_ids": [rollout.token_ids[place] for place in chosen],
+                "step": step, "prompt_id": rollout.prompt_id, "group": rollout.group, "sample": rollout.sample,
+                "prompt": prompt, "completion": completion, "reward": rollout.score, "advantage": advantage,
+                "parts": dict(rollout.parts), "terminated": rollout.terminated,
+                "weights_version": rollout.weights_version, "token_ids": [rollout.token_ids[place] for place in chosen],
                 "logprobs": [rollout.logprobs[place] for place in chosen],
             }
         )  # fmt: skip
     return rows
 
 
-def evaluate(shop: Workshop, prompts: Sequence[Prompt], clock: Clock, step: int, reward: RewardSection, greedy: bool = True) -> dict[str, float]:
+def evaluate(
+    shop: Workshop, prompts: Sequence[Prompt], clock: Clock, step: int, reward: RewardSection, greedy: bool = True
+) -> dict[str, float]:
     """Held-out prompts, one completion each, greedy by default: the reward's mean apart from the training reward."""
     if not prompts or shop.reward is None:
         return {}

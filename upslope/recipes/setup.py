@@ -1,7 +1,7 @@
 """What every language recipe needs before its loop: rows rendered and checked, the model loaded, a sampler, a reward.
 
-Cheap things come first. ``precheck`` needs neither torch nor the tokenizer; ``prepare`` checks rows and prompts with the
-tokenizer before it reads weights.
+Cheap things come first. ``precheck`` needs neither torch nor the tokenizer; ``prepare`` checks rows and prompts with
+the tokenizer before it reads weights.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
     data = recipe.data
     if data.path is not None:
         path = data.path
-        need = () if isinstance(recipe, SftRecipe) else ("prompt",)
+        need = ("prompt", "completion") if isinstance(recipe, SftRecipe) else ("prompt",)
         attempt(lambda: reading.peek(path, data.columns, need=need))
     elif data.task is not None:
         name = data.task
@@ -86,9 +86,7 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
         raise found[0] if len(found) == 1 else InputErrors(found)
 
 
-def load_rows(
-    data: DataSection, reward: str | RewardFunction | None, seed: int, supervised: bool = False
-) -> Rows:
+def load_rows(data: DataSection, reward: str | RewardFunction | None, seed: int, supervised: bool = False) -> Rows:
     """Prompts (and examples) of a built-in task or of the user's rows, split by their content."""
     if data.task is not None:
         task: Any = load_task(data.task, data.options)
@@ -111,7 +109,9 @@ def _question(row: Example, columns: Mapping[str, Any]) -> Prompt:
     from upslope.types import Prompt
 
     content = row.prompt if row.completion is not None else row.prompt[:-1]
-    return Prompt(row.id, content, {name: columns[name] for name in columns if name not in ("prompt", "input", "messages")})
+    return Prompt(
+        row.id, content, {name: columns[name] for name in columns if name not in ("prompt", "input", "messages")}
+    )
 
 
 def fit_prompts(
@@ -127,8 +127,8 @@ def fit_prompts(
 
     limit = context - new_tokens
     if limit < 1:
-        raise InputError("sampling.max_new_tokens", f"{new_tokens} new tokens leave no room for a prompt in a context of {context}",
-                         f"lower it below {context}")  # fmt: skip
+        problem = f"{new_tokens} new tokens leave no room for a prompt in a context of {context}"
+        raise InputError("sampling.max_new_tokens", problem, f"lower it below {context}")
     kept: list[Prompt] = []
     long: list[tuple[str, int]] = []
     for prompt in prompts:
@@ -141,9 +141,14 @@ def fit_prompts(
             kept.append(replace(prompt, content=tuple(ids[-limit:])))
     if long:
         shown = ", ".join(f"{name} ({length})" for name, length in long[:5]) + (", ..." if len(long) > 5 else "")
-        text = f"{len(long)} of {len(prompts)} {what} prompts exceed {limit} tokens (context {context} less {new_tokens} new ones)"
+        room = f"{limit} tokens (context {context} less {new_tokens} new ones)"
+        text = f"{len(long)} of {len(prompts)} {what} prompts exceed {room}"
         if data.too_long == "error":
-            raise InputError("data.path", f"{text}: rows {shown}", "set data.too_long: drop or truncate, or lower sampling.max_new_tokens")
+            raise InputError(
+                "data.path",
+                f"{text}: rows {shown}",
+                "set data.too_long: drop or truncate, or lower sampling.max_new_tokens",
+            )
         notice(f"{text}: {'dropped' if data.too_long == 'drop' else 'their beginnings cut off'} ({shown})")
     if prompts and not kept:
         raise InputError("data.path", f"0 {what} prompts are left (read {len(prompts)}, too long {len(long)})",
@@ -151,7 +156,9 @@ def fit_prompts(
     return kept
 
 
-def fit_examples(rows: Sequence[Example], renderer: Renderer, limit: int, notice: Callable[[str], None]) -> list[Encoded]:
+def fit_examples(
+    rows: Sequence[Example], renderer: Renderer, limit: int, notice: Callable[[str], None]
+) -> list[Encoded]:
     """Rendered rows, cut to ``limit`` tokens; rows with nothing left to train on are dropped and counted.
 
     Raises:
@@ -163,10 +170,17 @@ def fit_examples(rows: Sequence[Example], renderer: Renderer, limit: int, notice
     cut = [Encoded(row.id, row.token_ids[:limit], row.trainable[:limit]) for row in encoded]
     kept = [row for row in cut if any(row.trainable[1:])]
     if rows and not kept:
-        raise InputError("sft.max_tokens", f"none of {len(rows)} rows has a trainable token within {limit} tokens", "raise sft.max_tokens")
+        raise InputError(
+            "sft.max_tokens",
+            f"none of {len(rows)} rows has a trainable token within {limit} tokens",
+            "raise sft.max_tokens",
+        )
     shortened = sum(len(row.token_ids) > limit for row in encoded)
     if shortened:
-        notice(f"{shortened} of {len(rows)} rows were cut to {limit} tokens; {len(cut) - len(kept)} had nothing left to train on")
+        notice(
+            f"{shortened} of {len(rows)} rows were cut to {limit} tokens; "
+            f"{len(cut) - len(kept)} had nothing left to train on"
+        )
     return kept
 
 
@@ -193,23 +207,26 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     settings = recipe.sampling  # type: ignore[attr-defined]
     arguments = (recipe.data, card.context, settings.max_new_tokens)
     train = fit_prompts(rows.train, renderer, *arguments, "training", run.notice)
-    heldout = fit_prompts(rows.heldout, renderer, *arguments, "held-out", run.notice)
+    # Prompts that no evaluation will answer need no room for an answer.
+    answered = rows.heldout if process is not None and recipe.train.eval_prompts > 0 else ()
+    heldout = fit_prompts(answered, renderer, *arguments, "held-out", run.notice)
     examples, heldout_examples = [
-        fit_examples(part, renderer, min(recipe.sft.max_tokens, card.context), run.notice) if isinstance(recipe, SftRecipe) else []
+        fit_examples(part, renderer, min(recipe.sft.max_tokens, card.context), run.notice)
+        if isinstance(recipe, SftRecipe)
+        else []
         for part in (rows.examples, rows.heldout_examples)
     ]
     _enough(recipe, train, examples)
     facts = {
-        "recipe": recipe.kind, "model": recipe.model.name, "device": str(device), "dtype": str(dtype).removeprefix("torch."),
+        "recipe": recipe.kind, "model": recipe.model.name, "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
         "steps": recipe.train.steps, "data": rows.facts, "train_rows": len(train) or len(examples),
-        "heldout_rows": len(heldout) or len(heldout_examples),
+        "heldout_rows": len(rows.heldout) or len(heldout_examples),
     }  # fmt: skip
     run.folder.update(**facts)
     run.start(facts)
     model = loading.load(card, device, dtype, recipe.model.gradient_checkpointing)
-    sampling = Sampling(
-        settings.max_new_tokens, renderer.stop_ids, settings.temperature, stop_strings=settings.stop
-    )
+    sampling = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature, stop_strings=settings.stop)
     sampler = InProcessSampler(model.model, card.context, decode=renderer.text)
     return Workshop(run, model, renderer, sampler, sampling, train, heldout, examples, heldout_examples, process)
 
@@ -225,7 +242,9 @@ def model_card(recipe: Recipe, card: Card) -> str:
     """README.md of a saved model."""
     return (
         f"---\nbase_model: {card.name}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- upslope\n"
-        f"- {recipe.kind}\n---\n\n# {card.name}, after `upslope {recipe.kind}`\n\nTrained with upslope. The recipe lies in "
-        "`recipe.yaml` of the run folder.\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("model")\ntokenizer = AutoTokenizer.from_pretrained("model")\n```\n'
+        f"- {recipe.kind}\n---\n\n# {card.name}, after `upslope {recipe.kind}`\n\nTrained with upslope. "
+        "The recipe lies in `recipe.yaml` of the run folder.\n\n```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("model")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("model")\n```\n'
     )

@@ -2,7 +2,8 @@
 
     loss = - sum_t w_t log pi(y_t | x, y_<t)        over completion tokens only, the stop token included
 
-``w`` is the token mean or the sequence mean over the rows of a step. Its minimum is the conditional entropy of the data.
+``w`` is the token mean or the sequence mean over the rows of a step. Its minimum is the conditional entropy of the
+data.
 """
 
 from __future__ import annotations

@@ -37,6 +37,10 @@ def _restrict(logits: Tensor, support: Sequence[Sequence[int] | None]) -> Tensor
     blocked = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     for row, ids in enumerate(support):
         if ids is not None:
+            if min(ids) < 0 or max(ids) >= logits.shape[1]:
+                raise ValueError(
+                    f"allowed ids {min(ids)} to {max(ids)} lie outside the vocabulary of {logits.shape[1]}"
+                )
             blocked[row] = True
             blocked[row, torch.as_tensor(list(ids), device=logits.device)] = False
     return logits.masked_fill(blocked, float("-inf"))
@@ -55,6 +59,8 @@ def allowed_ids(sampling: Sampling, prompt: Sequence[int], so_far: Sequence[int]
 def room(prompt: Sequence[int], sampling: Sampling, context: int) -> int:
     """How many tokens a completion of this prompt may have: ``max_new_tokens``, or what the context leaves."""
     left = min(sampling.max_new_tokens, context - len(prompt))
-    if not prompt or left < 1:
+    if not prompt:
+        raise ValueError("an empty prompt: a completion needs at least one token before it")
+    if left < 1:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room in a context of {context}")
     return left

@@ -57,7 +57,9 @@ class ReferenceSampler:
         return Completion(tuple(ids), tuple(logprobs), stopped, self.version, tuple(support) if support else None)
 
 
-def ends_with_stop_string(ids: Sequence[int], sampling: Sampling, decode: Callable[[Sequence[int]], str] | None) -> bool:
+def ends_with_stop_string(
+    ids: Sequence[int], sampling: Sampling, decode: Callable[[Sequence[int]], str] | None
+) -> bool:
     """Whether the text so far contains one of the stop strings."""
     if not sampling.stop_strings:
         return False

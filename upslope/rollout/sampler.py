@@ -1,8 +1,8 @@
 """The in-process sampler: continuous batching over slot KV buffers, on the weights that are being trained.
 
 - A prompt is run once for its whole group; its keys and values go to the slots of all its completions.
-- Running completions lie in slots 0..n-1. One that ends gives its slot to the last one, and waiting prompts take the slots
-  that became free: no work is done for finished rows.
+- Running completions lie in slots 0..n-1. One that ends gives its slot to the last one, and waiting prompts take the
+  slots that became free: no work is done for finished rows.
 - The log-probability comes from the very pass that the token was drawn from.
 - Random numbers belong to (seed, sample, position), so a completion does not depend on its neighbours' number or order
   (beyond rounding: a matrix product may round differently for another number of rows).
@@ -79,14 +79,15 @@ class InProcessSampler:
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
         """``samples`` completions of each prompt, in order. See ``types.Sampler``."""
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
         limits = [room(prompt, sampling, self.context) for prompt in prompts]
         waiting = deque(
             [_Row(index, number, prompts[index], randomness(seed, number, limits[index])) for number in range(samples)]
             for index, seed in enumerate(seeds)
         )
-        if len(waiting) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(waiting)}")
-        slots = min(self.slots, len(prompts) * samples)
+        total = len(prompts) * samples
+        slots = min(self.slots, total)
         capacity = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=1)
         weight = self.model.get_output_embeddings().weight
         cache = SlotCache.allocate(self.model.config.get_text_config(), slots, capacity, weight.dtype, weight.device)
@@ -104,7 +105,7 @@ class InProcessSampler:
                     self._step(running, cache, sampling)
                 self._retire(running, cache, finished)
                 if self.progress is not None:
-                    self.progress(len(prompts) * samples - len(running) - sum(map(len, waiting)), len(prompts) * samples)
+                    self.progress(total - len(running) - sum(map(len, waiting)), total)
         finally:
             self.model.train(training)
         return finished  # type: ignore[return-value]

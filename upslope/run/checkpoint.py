@@ -214,10 +214,8 @@ def _prune(directory: Path, order: Order, keep: int) -> None:
     for _, path in current:
         if path not in kept:
             hidden = directory / f".tmp-{path.name}.{os.getpid()}"
-            try:
-                _rename(
-                    path, hidden
-                )  # hidden first: a crash in the midst of deleting must not leave a broken checkpoint in view
+            try:  # hidden first: a crash in the midst of deleting must not leave a broken checkpoint in view
+                _rename(path, hidden)
                 _remove(hidden)
             except OSError:  # a leftover costs space, not correctness; the next save tries again
                 continue

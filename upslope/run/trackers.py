@@ -14,7 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from upslope.errors import InputError
+from upslope.run.folder import RECIPE
 from upslope.run.session import Listener
 
 PROJECT = "upslope"
@@ -69,8 +72,7 @@ class _Hosted:
         self._run: Any = None
 
     def on_start(self, facts: dict[str, Any]) -> None:
-        config = facts.get("recipe", {})
-        common = {"config": config, "resume": "allow"}
+        common = {"config": _recipe(Path(facts["folder"])), "resume": "allow"}
         if self._package == "wandb":
             project = os.environ.get("WANDB_PROJECT", PROJECT)
             own = {"name": facts["run"], "id": facts["id"], "dir": facts["folder"]}
@@ -110,6 +112,13 @@ def _module(name: str, package: str) -> ModuleType:
             f"{package} is not installed ({error})",
             f"pip install 'upslope[track]', or leave {package} out",
         ) from error
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of the run, for the tracker's table of settings."""
+    file = folder / RECIPE
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return content if isinstance(content, dict) else {}
 
 
 def _scalars(metrics: dict[str, Any], timings: dict[str, float]) -> dict[str, float]:

@@ -49,7 +49,9 @@ def _support(rollouts: Sequence[Rollout], time: int) -> Tensor | None:
     if all(rollout.support is None for rollout in rollouts):
         return None
     listed = [row.support or () for row in rollouts]
-    choices = max(len(ids) for row in listed for ids in row if ids)
+    choices = max((len(ids) for row in listed for ids in row if ids), default=0)
+    if not choices:
+        return None
     out = torch.full((len(rollouts), time, choices), -1, dtype=torch.long)
     for row, places in enumerate(listed):
         for place, ids in enumerate(places):

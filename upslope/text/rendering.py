@@ -1,8 +1,8 @@
 """Chat rendering, once: from text to token ids and a mask of what is trained on.
 
-SFT, PPO and GRPO share this path, so the prompt that a policy is trained to answer is, id for id, the prompt that it meets.
-Positions, never token ids, decide what is masked: a padding token that equals the end token changes nothing. The stop token
-belongs to the completion and is trained on.
+SFT, PPO and GRPO share this path, so the prompt that a policy is trained to answer is, id for id, the prompt that it
+meets. Positions, never token ids, decide what is masked: a padding token that equals the end token changes nothing. The
+stop token belongs to the completion and is trained on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Renderer:
     Args:
         tokenizer: a Hugging Face tokenizer.
         stop_ids: the end tokens of the model's generation config.
-        chat: ``auto`` renders a plain prompt as a user's message where there is a chat template; ``always`` demands one;
-            ``never`` takes plain prompts as they are.
+        chat: ``auto`` renders a plain prompt as a user's message where there is a chat template; ``always`` demands
+            one; ``never`` takes plain prompts as they are.
         system_prompt: put before conversations that have no system message of their own.
     """
 
@@ -41,11 +41,8 @@ class Renderer:
             raise _no_template("data.chat: always")
         self.wraps = self.has_template and chat != "never"
         """Whether plain prompts become a user's message."""
-        if not stop_ids and not self.has_template:
-            raise InputError(
-                "model.name", "neither the tokenizer nor the generation config names an end token: every completion would run "
-                "to max_new_tokens", "set eos_token in the model's tokenizer_config.json",
-            )  # fmt: skip
+        if not stop_ids and not self.wraps:
+            raise _no_end()
         self.stop_id = self._turn_end(stop_ids) if self.wraps else stop_ids[0]
         """The token that ends a completion that is trained on."""
         self.stop_ids = tuple(dict.fromkeys([self.stop_id, *stop_ids]))
@@ -54,7 +51,7 @@ class Renderer:
     def has_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    # ------------------------------------------------------------------------------------------------------- text to ids
+    # ------------------------------------------------------------------------------------------------ text to ids
     def prompt(self, content: Content) -> list[int]:
         """Ids of a prompt, ending where the completion begins."""
         if not isinstance(content, str):
@@ -63,6 +60,9 @@ class Renderer:
             return self._ids(self._render(self._with_system(content), generation=True))  # type: ignore[arg-type]
         if self.wraps:
             return self.prompt(({"role": "user", "content": content},))
+        if self.system_prompt is not None:
+            raise InputError("data.system_prompt", "a plain prompt that is not rendered as chat cannot show it",
+                             "leave it out, or set model.chat_template and data.chat: auto")  # fmt: skip
         return [*self._bos(), *self._ids(content)]
 
     def completion(self, text: str) -> list[int]:
@@ -81,7 +81,7 @@ class Renderer:
         kept = [token for token in token_ids if token not in self.stop_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
-    # ------------------------------------------------------------------------------------------------------ conversations
+    # ---------------------------------------------------------------------------------------------- conversations
     def _conversation(self, row: Example) -> Encoded:
         messages = list(self._with_system(row.prompt))  # type: ignore[arg-type]
         ids: list[int] = []
@@ -94,9 +94,11 @@ class Renderer:
             after = self._render(messages[: turn + 1], generation=False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise InputError(
-                    f"row {row.id}", f"the chat template rewrites earlier turns (at message {turn + 1}), so the turns of one "
-                    "conversation cannot be trained on together", "give one prompt/completion row for each assistant turn",
-                )  # fmt: skip
+                    f"row {row.id}",
+                    f"the chat template rewrites earlier turns (at message {turn + 1}), so the turns of one "
+                    "conversation cannot be trained on together",
+                    "give one prompt/completion row for each assistant turn",
+                )
             context = self._ids(before[len(done) :])
             answer = self._ids(after[len(before) :])
             # What the template writes after the stop token (a newline, say) is context of the next turn.
@@ -106,8 +108,12 @@ class Renderer:
             done = after
         last = max((place for place, wanted in enumerate(trainable) if wanted), default=-1)
         if last < 0:
-            raise InputError(f"row {row.id}", "the conversation has no assistant message to train on", "add one, or drop the row")
-        return Encoded(row.id, tuple(ids[: last + 1]), tuple(trainable[: last + 1]))
+            problem = "the conversation has no assistant message to train on"
+            raise InputError(f"row {row.id}", problem, "add one, or drop the row")
+        ids, trainable = ids[: last + 1], trainable[: last + 1]
+        if ids[-1] not in self.stop_ids:  # a template that writes none: sampling ends with one all the same
+            ids, trainable = [*ids, self.stop_id], [*trainable, True]
+        return Encoded(row.id, tuple(ids), tuple(trainable))
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
@@ -128,17 +134,17 @@ class Renderer:
                              "check the roles and their order in your rows") from error  # fmt: skip
 
     def _turn_end(self, stop_ids: Sequence[int]) -> int:
-        """The token that this template puts after an assistant's message, where it is an end token; else the first end token."""
+        """The token that this template puts after an assistant's message, if it ends text; else the first end token."""
         question = ({"role": "user", "content": "?"},)
         full = self._render(self._with_system((*question, {"role": "assistant", "content": MARK})), generation=False)
         after = self._ids(full[full.rfind(MARK) + len(MARK) :])
         if after and (after[0] in stop_ids or after[0] in set(self.tokenizer.all_special_ids)):
             return int(after[0])
         if not stop_ids:
-            raise InputError("model.name", "the model names no end token", "set eos_token in its tokenizer_config.json")
+            raise _no_end()
         return stop_ids[0]
 
-    # ------------------------------------------------------------------------------------------------------------- tokens
+    # ----------------------------------------------------------------------------------------------------- tokens
     def _ids(self, text: str) -> list[int]:
         # A rendered template has written its own BOS; plain text gets one in ``prompt``. Never two.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -147,6 +153,14 @@ class Renderer:
         with_special = list(self.tokenizer("a")["input_ids"])
         bos = getattr(self.tokenizer, "bos_token_id", None)
         return [bos] if bos is not None and with_special[:1] == [bos] else []
+
+
+def _no_end() -> InputError:
+    return InputError(
+        "model.name",
+        "neither the tokenizer nor the generation config names an end token: every completion would run on",
+        "set eos_token in the model's tokenizer_config.json",
+    )
 
 
 def _no_template(what: str) -> InputError:

@@ -2,9 +2,9 @@
 
     python bench/critic.py --model runs/ladder/seed-11/sft/model --seeds 11 12 13
 
-Trains PPO, then takes 100 held-out prompts with a part of an answer each, lets the final policy continue each 32 times, and
-prints the explained variance of the mean reward by the critic's value, 1 - Var(mean - V) / Var(mean). The mean of 32 has
-noise of its own, so even the true value would stay below 1; that ceiling is printed beside it.
+Trains PPO, then takes 100 held-out prompts with a part of an answer each, lets the final policy continue each 32
+times, and prints the explained variance of the mean reward by the critic's value, 1 - Var(mean - V) / Var(mean). The
+mean of 32 has noise of its own, so even the true value would stay below 1; that ceiling is printed beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from upslope.run.folder import RunFolder
 from upslope.run.recipe import build
 from upslope.run.session import Run
 from upslope.seeds import derive, generator
-from upslope.types import Batch, Completion
+from upslope.types import Batch, Completion, Prompt
 from upslope.views.terminal import TerminalView
 from upslope.worlds.rewards import Group, score_groups
 
@@ -42,21 +42,19 @@ def truth(shop: Workshop, networks: ppo.Networks, seed: int) -> dict[str, float]
     ids = [shop.renderer.prompt(prompt.content) for prompt in prompts]
     begun = shop.sampler.sample(ids, 1, shop.sampling, [derive(seed, "prefix", index) for index in range(len(ids))])
     draw = generator(seed, "cut")
-    prefixes = [[*head, *found[0].token_ids[: int(draw.integers(len(found[0].token_ids)))]] for head, found in zip(ids, begun, strict=True)]
-    means, noise = [], []
-    for index, (prompt, head, prefix) in enumerate(zip(prompts, ids, prefixes, strict=True)):
-        part = tuple(prefix[len(head) :])
-        left = replace(shop.sampling, max_new_tokens=shop.sampling.max_new_tokens - len(part))
-        found = shop.sampler.sample([prefix], CONTINUATIONS, left, [derive(seed, "continue", index)])[0]
-        texts = tuple(answer_text(shop, Completion(part + c.token_ids, (), c.stopped, 0)) for c in found)
-        scored, _ = score_groups(shop.reward, [Group(prompt, texts)], "stop")  # type: ignore[arg-type]
-        rewards = [float(score.value or 0.0) for score in scored[0] or ()]
-        means.append(fmean(rewards))
-        noise.append(pvariance(rewards) / (CONTINUATIONS - 1))
+    prefixes = [
+        [*head, *found[0].token_ids[: int(draw.integers(len(found[0].token_ids)))]]
+        for head, found in zip(ids, begun, strict=True)
+    ]
+    rewards = continued(shop, prompts, prefixes, [len(head) for head in ids], seed)
+    means = [fmean(row) for row in rewards]
+    noise = [pvariance(row) / (CONTINUATIONS - 1) for row in rewards]
     longest = max(map(len, prefixes))
     tokens = torch.tensor([[*prefix, *([0] * (longest - len(prefix)))] for prefix in prefixes])
     lengths = torch.tensor([len(prefix) for prefix in prefixes])
-    batch = Batch(tokens, lengths, torch.zeros(len(prefixes), longest - 1, dtype=torch.bool), torch.arange(len(prefixes)))
+    batch = Batch(
+        tokens, lengths, torch.zeros(len(prefixes), longest - 1, dtype=torch.bool), torch.arange(len(prefixes))
+    )
     values = networks.critic.evaluate(batch).last_value.double()
     target = torch.tensor(means, dtype=torch.float64)
     variance = float(target.var(correction=0))
@@ -68,13 +66,34 @@ def truth(shop: Workshop, networks: ppo.Networks, seed: int) -> dict[str, float]
     }  # fmt: skip
 
 
+def continued(
+    shop: Workshop, prompts: list[Prompt], prefixes: list[list[int]], heads: list[int], seed: int
+) -> list[list[float]]:
+    """Rewards of each prefix's continuations. Prefixes of equal length left are sampled together."""
+    rewards: list[list[float]] = [[] for _ in prefixes]
+    for done in sorted({len(prefix) - head for prefix, head in zip(prefixes, heads, strict=True)}):
+        chosen = [index for index, prefix in enumerate(prefixes) if len(prefix) - heads[index] == done]
+        left = replace(shop.sampling, max_new_tokens=shop.sampling.max_new_tokens - done)
+        seeds = [derive(seed, "continue", index) for index in chosen]
+        found = shop.sampler.sample([prefixes[index] for index in chosen], CONTINUATIONS, left, seeds)
+        groups = []
+        for index, completions in zip(chosen, found, strict=True):
+            part = tuple(prefixes[index][heads[index] :])
+            whole = [Completion(part + c.token_ids, (), c.stopped, 0) for c in completions]
+            groups.append(Group(prompts[index], tuple(answer_text(shop, completion) for completion in whole)))
+        scored, _ = score_groups(shop.reward, groups, "stop")  # type: ignore[arg-type]
+        for index, scores in zip(chosen, scored, strict=True):
+            rewards[index] = [float(score.value or 0.0) for score in scores or ()]
+    return rewards
+
+
 def run(model: str, seed: int, out: Path, changes: dict[str, Any]) -> dict[str, float]:
     """Train PPO with the demo's settings and ``changes`` and measure its critic."""
     settings = ppo_settings(Plan())
     for section, values in changes.items():
         settings[section] = {**settings.get(section, {}), **values}
     keys = {"seed": seed, "model": model, "data": DATA, "sampling": {"max_new_tokens": ANSWER_TOKENS}, **settings}
-    keys["train"] = {"eval_every": 0, "eval_prompts": 0, **settings["train"]}
+    keys["train"] = {"eval_every": 0, "eval_prompts": 1, **settings["train"]}
     loaded = build(keys, PpoRecipe, "bench/critic.py")
     folder = RunFolder.open(out, loaded.text, {"recipe": "ppo"}, "overwrite")
     with Run(folder, save_every=0, listeners=[TerminalView()]) as session, ExitStack() as stack:

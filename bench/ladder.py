@@ -2,9 +2,9 @@
 
     python bench/ladder.py --seeds 11 12 13 --out runs/ladder
 
-For each seed: SFT, then from that model PPO, GRPO, GRPO in float32, PPO with its critic frozen at zero, and GRPO with
-rewards shuffled among the completions of a step. Each is scored greedily on the same 512 held-out prompts; McNemar's exact
-test compares it with its SFT model, prompt by prompt. Prints a table and writes ladder.json.
+For each seed: SFT, then from that model PPO, GRPO, GRPO in float32, PPO with its critic frozen at zero, and GRPO
+with rewards shuffled among the completions of a step. Each is scored greedily on the same 512 held-out prompts;
+McNemar's exact test compares it with its SFT model, prompt by prompt. Prints a table and writes ladder.json.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def main() -> None:
             )  # fmt: skip
             gained, lost, p = mcnemar(sft.greedy.rewards, found.greedy.rewards)
             row = {
-                "seed": seed, "arm": arm, "greedy": found.greedy.mean, "low": found.greedy.low, "high": found.greedy.high,
+                "seed": seed, "arm": arm, "greedy": found.greedy.mean, "low": found.greedy.low,
+                "high": found.greedy.high,
                 "sampled": found.sampled.mean, "n": found.greedy.n, "gained": gained, "lost": lost, "p": p,
                 "training_s": training_seconds(model.parent), "wall_s": time.perf_counter() - begun,
             }  # fmt: skip

@@ -1,4 +1,5 @@
-"""A control: the right rewards, dealt to the wrong completions. What is learned from it is not learned from the reward."""
+"""A control: the right rewards, dealt to the wrong completions. What is learned from it is not learned from the
+reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A conversation in the terminal: the same renderer and sampler as training, so what you talk to is what was trained."""
+"""A conversation in the terminal: the same renderer and sampler as training, so what you talk to is what was
+trained."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def converse(
         messages.append({"role": "user", "content": text})
         ids = renderer.prompt(tuple(messages) if renderer.wraps else text)
         if len(ids) >= card.context:
-            raise InputError("chat", f"the conversation has {len(ids)} tokens, the model's context {card.context}", "start a new one")
+            raise InputError(
+                "chat", f"the conversation has {len(ids)} tokens, the model's context {card.context}", "start a new one"
+            )
         found = sampler.sample([ids], 1, sampling, [derive(seed, "chat", len(messages))])[0][0]
         answer = renderer.text(found.token_ids)
         console.print(clean(answer, LONGEST, keep_breaks=True), markup=False, style="cyan")

@@ -24,8 +24,12 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Reinforcement-learning post-training that you can check: from a gridworld to SFT, PPO and GRPO.",
 )  # fmt: skip
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+EXTRA = {"ignore_unknown_options": True}  # --train.steps 50 is an override, too
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/grpo-arithmetic.yaml")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override recipe keys, e.g. optim.lr=1e-5 train.steps=50"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
 Allow = Annotated[
@@ -35,11 +39,11 @@ Allow = Annotated[
 
 
 def _train(
-    kind: str, recipe: Path, context: typer.Context, resume: bool, overwrite: bool, allow: list[str] | None
+    kind: str, recipe: Path, overrides: list[str] | None, resume: bool, overwrite: bool, allow: list[str] | None
 ) -> None:
     if resume and overwrite:
         raise InputError("command line", "--resume and --overwrite exclude each other", "give one of them")
-    loaded = load(recipe, RECIPES[kind], context.args)
+    loaded = load(recipe, RECIPES[kind], overrides or ())
     mode: api.Mode = "resume" if resume else "overwrite" if overwrite else "new"
     done = api.execute(loaded, mode, allow_change=allow or ())
     console = Console(highlight=False)
@@ -49,38 +53,38 @@ def _train(
 
 @app.command(context_settings=EXTRA)
 def sft(
-    context: typer.Context,
     recipe: RecipeFile,
+    overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     allow_change: Allow = None,
 ) -> None:
     """Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50."""
-    _train("sft", recipe, context, resume, overwrite, allow_change)
+    _train("sft", recipe, overrides, resume, overwrite, allow_change)
 
 
 @app.command(context_settings=EXTRA)
 def ppo(
-    context: typer.Context,
     recipe: RecipeFile,
+    overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     allow_change: Allow = None,
 ) -> None:
     """PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model."""
-    _train("ppo", recipe, context, resume, overwrite, allow_change)
+    _train("ppo", recipe, overrides, resume, overwrite, allow_change)
 
 
 @app.command(context_settings=EXTRA)
 def grpo(
-    context: typer.Context,
     recipe: RecipeFile,
+    overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     allow_change: Allow = None,
 ) -> None:
     """GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model."""
-    _train("grpo", recipe, context, resume, overwrite, allow_change)
+    _train("grpo", recipe, overrides, resume, overwrite, allow_change)
 
 
 @app.command(name="eval")

@@ -48,19 +48,22 @@ def show_grid(console: Console, picture: Path) -> str:
     values = bellman.optimal_values(mdp, 1.0)
     policy = bellman.greedy_policy(bellman.action_values(mdp, values, 1.0))
     shown = world.display_values(values)
-    console.print("Values: best neighbour - 1. Arrows: towards the best neighbour, several where it is a tie.", style="dim")
+    console.print(
+        "Values: best neighbour - 1. Arrows: towards the best neighbour, several where it is a tie.", style="dim"
+    )
     console.print(grid_text(world, shown, policy, color=console.is_terminal))
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(world, shown, policy, picture)
     console.print(f"picture: {picture}", markup=False, soft_wrap=True)
     return (
-        "Every move costs 1. A cell is worth its best neighbour less 1; the ends are worth their points. The arrows go to "
-        "the best neighbour, several where two are equally good. Solved exactly by value iteration: no network yet."
+        "Every move costs 1. A cell is worth its best neighbour less 1; the ends are worth their points. The arrows go "
+        "to the best neighbour, several where two are equally good. Solved exactly by value iteration: no network yet."
     )
 
 
 def run_demo(out: Path, seed: int, quick: bool) -> None:
-    """Grid, raw model, SFT, PPO and GRPO each from the SFT model, SFT alone for the same time; a table and ``report.html``."""
+    """Grid, raw model, SFT, PPO and GRPO each from the SFT model, SFT alone for the same time; a table and
+    ``report.html``."""
     console = Console(highlight=False)
     plan = Plan(3, 2, 2, 32, 16) if quick else Plan()
     begun = time.perf_counter()
@@ -71,7 +74,9 @@ def run_demo(out: Path, seed: int, quick: bool) -> None:
     console.rule(f"2  {MODEL} before training", align="left")
     rungs.score("before", MODEL, RAW_TOKENS)
     console.rule(f"3  SFT: {plan.sft} steps of 16 answered rows", align="left")
-    rungs.train("sft", "sft", MODEL, {"train": {"steps": plan.sft, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}})
+    rungs.train(
+        "sft", "sft", MODEL, {"train": {"steps": plan.sft, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}}
+    )
     console.rule(f"4  PPO from there: {plan.ppo} steps, a reward of 0 or 1 and a critic", align="left")
     start = str(out / "sft" / "model")
     rungs.train("ppo", "ppo", start, {**ppo_settings(plan)})
@@ -80,13 +85,17 @@ def run_demo(out: Path, seed: int, quick: bool) -> None:
     spent = rungs.seconds["sft"] + max(rungs.seconds["ppo"], rungs.seconds["grpo"])
     steps = max(plan.sft, round(plan.sft * spent / rungs.seconds["sft"]))
     console.rule(f"6  SFT alone for the same time: {steps} steps", align="left")
-    rungs.train("sft-alone", "sft", MODEL, {"train": {"steps": steps, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}})
+    rungs.train(
+        "sft-alone", "sft", MODEL, {"train": {"steps": steps, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}}
+    )
 
     report = write_demo_report(out, rungs, grid_words, time.perf_counter() - begun)
     console.rule("Held-out accuracy", align="left")
     rungs.print_table()
     console.print(WORDS, style="dim")
-    console.print(f"report: {report}   ({(time.perf_counter() - begun) / 60:.1f} minutes in all)", markup=False, soft_wrap=True)
+    console.print(
+        f"report: {report}   ({(time.perf_counter() - begun) / 60:.1f} minutes in all)", markup=False, soft_wrap=True
+    )
 
 
 def ppo_settings(plan: Plan) -> dict[str, Any]:
@@ -101,11 +110,17 @@ def grpo_settings(plan: Plan) -> dict[str, Any]:
 
 
 COLUMNS = ("model", "greedy (95 %)", "sampled (95 %)", "last number right", "training")
-NAMES = {"before": "before", "sft": "after SFT", "ppo": "after SFT + PPO", "grpo": "after SFT + GRPO", "sft-alone": "SFT alone, same time"}
+NAMES = {
+    "before": "before",
+    "sft": "after SFT",
+    "ppo": "after SFT + PPO",
+    "grpo": "after SFT + GRPO",
+    "sft-alone": "SFT alone, same time",
+}
 WORDS = (
-    "Exact match on two-digit sums that were never trained on, swapped pairs excluded too. Before training the model answers in "
-    "sentences, which are no exact match; `last number right` forgives that. PPO and GRPO see no answers, only a reward of 0 or "
-    "1 for their own; SFT alone sees the answers, and where answers exist it is hard to beat."
+    "Exact match on two-digit sums that were never trained on, swapped pairs excluded too. Before training the model "
+    "answers in sentences, which are no exact match; `last number right` forgives that. PPO and GRPO see no answers, only "
+    "a reward of 0 or 1 for their own; SFT alone sees the answers, and where answers exist it is hard to beat."
 )
 
 
@@ -121,7 +136,13 @@ class Rungs:
         """Run a recipe into ``out/name`` and score its last model."""
         settings = dict(settings)
         settings["train"] = {"eval_every": 10, "eval_prompts": self.plan.eval_prompts, **settings["train"]}
-        keys = {"seed": self.seed, "model": model, "data": DATA, "sampling": {"max_new_tokens": ANSWER_TOKENS}, **settings}
+        keys = {
+            "seed": self.seed,
+            "model": model,
+            "data": DATA,
+            "sampling": {"max_new_tokens": ANSWER_TOKENS},
+            **settings,
+        }
         api.execute(build(keys, RECIPES[kind], "upslope demo"), "overwrite", path=self.out / name)
         self.seconds[name] = training_seconds(self.out / name)
         self.score(name, str(self.out / name / "model"), ANSWER_TOKENS)
@@ -141,7 +162,13 @@ class Rungs:
         found = self.scores[name]
         seconds = self.seconds.get(name, 0.0) + (self.seconds["sft"] if name in ("ppo", "grpo") else 0.0)
         spent = f"{seconds:.0f} s" if seconds else "-"
-        return NAMES[name], with_interval(found.greedy), with_interval(found.sampled), f"{100 * self.lenient(name):.1f} %", spent
+        return (
+            NAMES[name],
+            with_interval(found.greedy),
+            with_interval(found.sampled),
+            f"{100 * self.lenient(name):.1f} %",
+            spent,
+        )
 
     def lenient(self, name: str) -> float:
         """Share of greedy answers whose last number is right."""

@@ -74,9 +74,10 @@ class Sampling:
 class Completion:
     """One sampled answer.
 
-    ``token_ids`` includes the stop token, whose choice is an action like any other. ``logprobs[t]`` is the log-probability
-    in nats of ``token_ids[t]`` under the distribution that was actually sampled from. ``support[t]`` are the ids allowed
-    at position ``t`` (``None``: the whole vocabulary at every position). ``stopped`` is False when the length ran out.
+    ``token_ids`` includes the stop token, whose choice is an action like any other. ``logprobs[t]`` is the
+    log-probability in nats of ``token_ids[t]`` under the distribution that was actually sampled from. ``support[t]``
+    are the ids allowed at position ``t`` (``None``: the whole vocabulary at every position). ``stopped`` is False
+    when the length ran out.
     """
 
     token_ids: tuple[int, ...]
@@ -91,8 +92,8 @@ class Rollout:
     """One episode as one growing token sequence. Tokens are appended, never edited or tokenised again.
 
     ``action_mask[i]`` is True where the policy chose ``token_ids[i]``; ``logprobs`` and ``rewards`` are 0 elsewhere.
-    ``terminated`` is True for a true end (a stop token, a stop string, a game's end), False when the length ran out, so that
-    the value after the last token is still worth something. ``parts`` are the rewards by name, for the log.
+    ``terminated`` is True for a true end (a stop token, a stop string, a game's end), False when the length ran out,
+    so that the value after the last token is still worth something. ``parts`` are the rewards by name, for the log.
     """
 
     prompt_id: str
@@ -119,7 +120,7 @@ class Rollout:
         return sum(self.action_mask)
 
 
-# ------------------------------------------------------------------------------------------------------ batches, targets
+# ----------------------------------------------------------------------------------------------------- batches, targets
 R = TypeVar("R", bound="Rows")
 
 
@@ -140,17 +141,19 @@ class Rows:
 
     def to(self: R, device: Any) -> R:
         moved = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
+        return type(self)(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch(Rows):
     """Rows of token ids, padded on the right and shifted once, here.
 
-    ``mask[b, t]`` is True where target ``t`` (= ``token_ids[b, t + 1]``) is a token that the policy chose or is trained on.
-    ``support[b, t]`` lists the ids among which it was chosen, padded with -1; a position whose ids are all -1 had the whole
-    vocabulary. ``unit`` is equal for rows that belong together (a pair, a group); such rows are never put into different
-    micro-batches. ``temperature`` is the one that the rows were sampled at.
+    ``mask[b, t]`` is True where target ``t`` (= ``token_ids[b, t + 1]``) is a token that the policy chose or is
+    trained on. ``support[b, t]`` lists the ids among which it was chosen, padded with -1; a position whose ids are
+    all -1 had the whole vocabulary. ``unit`` is equal for rows that belong together (a pair, a group); such rows are
+    never put into different micro-batches. ``temperature`` is the one that the rows were sampled at.
     """
 
     token_ids: Int[Tensor, "batch length"]
@@ -178,7 +181,8 @@ class PolicyEvaluation(Rows):
 
 @dataclass(frozen=True, slots=True)
 class ValueEvaluation(Rows):
-    """``values[b, t]`` is V of the text before target ``t`` (tokens 0..t); ``last_value[b]`` is V after the row's last token."""
+    """``values[b, t]`` is V of the text before target ``t`` (tokens 0..t); ``last_value[b]`` is V after the row's
+    last token."""
 
     values: Float[Tensor, "batch time"]
     last_value: Float[Tensor, " batch"]
@@ -222,7 +226,8 @@ E_co = TypeVar("E_co", covariant=True)
 T = TypeVar("T", bound=Rows)
 
 Loss: TypeAlias = Callable[[E, T], tuple[Tensor, dict[str, Tensor]]]
-"""``loss(evaluation, targets) -> ([batch, time] per-token loss, metrics of the same shape)``; the learner alone reduces."""
+"""``loss(evaluation, targets) -> ([batch, time] per-token loss, metrics of the same shape)``; the learner alone
+reduces."""
 
 
 class Scorer(Protocol[E_co]):

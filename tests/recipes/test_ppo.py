@@ -12,27 +12,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.recipes.support import Bench, bench, metrics, one_thread
+from upslope.learner.learner import FrozenScorer, Learner
 from upslope.maths import losses
 from upslope.recipes import ppo
 from upslope.recipes.configs import PpoRecipe
 from upslope.recipes.loop import Loop
 from upslope.recipes.ppo import Networks, PpoTargets
 from upslope.recipes.rollouts import Harvest
-from upslope.types import Batch, PolicyEvaluation, Rollout, ValueEvaluation
+from upslope.types import PolicyEvaluation, Rollout, ValueEvaluation
 
 __all__ = ["bench", "one_thread"]
 TASK: dict[str, Any] = {"task": "arithmetic"}
 
 
 # -------------------------------------------------------------------------------------------------- learn_from, by hand
-class Fixed:
-    """A scorer that gives these evaluations, whatever it is asked."""
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
-
-    def evaluate(self, batch: Batch) -> Any:
-        return self.found
+def fixed_scorer(kind: type[Any], found: Any) -> Any:
+    """A scorer of that kind which gives these evaluations, whatever it is asked."""
+    scorer = kind.__new__(kind)
+    scorer.evaluate = lambda batch: found
+    return scorer
 
 
 def rollout(tokens: int, reward: float, terminated: bool, group: int = 0) -> Rollout:
@@ -53,10 +51,12 @@ def fixed(
     for place, (row, found) in enumerate(zip(rows, values, strict=True)):
         mask[place, 1 : 1 + row.completion_length] = True
         table[place, 1 : 1 + row.completion_length] = torch.tensor(found)
-    policy = Fixed(PolicyEvaluation(mask * old, torch.zeros(mask.shape)))
-    critic = Fixed(ValueEvaluation(table, torch.tensor(last)))
-    reference = None if ref is None else Fixed(PolicyEvaluation(mask * ref, torch.zeros(mask.shape)))
-    return harvest, Networks(policy, critic, reference)  # type: ignore[arg-type]
+    policy = fixed_scorer(Learner, PolicyEvaluation(mask * old, torch.zeros(mask.shape)))
+    critic = fixed_scorer(Learner, ValueEvaluation(table, torch.tensor(last)))
+    reference = (
+        None if ref is None else fixed_scorer(FrozenScorer, PolicyEvaluation(mask * ref, torch.zeros(mask.shape)))
+    )
+    return harvest, Networks(policy, critic, reference)
 
 
 def test_truncated_completions_bootstrap_from_the_last_value_and_terminated_ones_do_not() -> None:

@@ -67,8 +67,8 @@ def attention(
 AttentionInterface.register(NAME, attention)
 
 SHORT = 384
-"""Up to so many keys, plain matrix products beat the CPU's flash kernel, whose backward pass takes 10 to 30 times as long on
-a few dozen bfloat16 tokens."""
+"""Up to so many keys, plain matrix products beat the CPU's flash kernel, whose backward pass takes 10 to 30 times as
+long on a few dozen bfloat16 tokens."""
 
 
 def attend(

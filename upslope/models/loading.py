@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from upslope.errors import InputError, MachineError
 from upslope.models import attention, bundled
+from upslope.models.quiet import quiet
 from upslope.models.verify import verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -189,6 +190,7 @@ def _template(file: Path, tokenizer: Any) -> str:
     return text
 
 
+@quiet()
 def load(card: Card, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False) -> LanguageModel:
     """Load, check and prepare a causal language model: upslope's attention, dropout off.
 
@@ -199,11 +201,11 @@ def load(card: Card, device: torch.device, dtype: torch.dtype, gradient_checkpoi
     name = card.name
     try:
         config = AutoConfig.from_pretrained(card.source, trust_remote_code=False)
-        quiet = {key: 0.0 for key in vars(config) if key.endswith(("dropout", "_pdrop"))}
+        no_dropout = {key: 0.0 for key in vars(config) if key.endswith(("dropout", "_pdrop"))}
         # Missing and misshapen weights are reported, not raised: transformers fills them with random numbers.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             card.source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True, ignore_mismatched_sizes=True, **quiet,
+            output_loading_info=True, ignore_mismatched_sizes=True, **no_dropout,
         )  # fmt: skip
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
@@ -241,6 +243,7 @@ def stop_ids(generation: GenerationConfig | None, config: Any, tokenizer: Any) -
     return tuple(dict.fromkeys([*ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])]))
 
 
+@quiet()
 def save(language_model: LanguageModel, directory: Path, card: str) -> None:
     """Write a plain Hugging Face directory: safetensors, tokenizer, chat template, generation config, model card."""
     directory.mkdir(parents=True, exist_ok=True)

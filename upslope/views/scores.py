@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from upslope.views.safe_text import clean
 
 
+@runtime_checkable
 class Scored(Protocol):
     """What is shown of a score; ``recipes.evaluation.Score`` is one."""
 

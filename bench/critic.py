@@ -22,6 +22,7 @@ import torch
 from upslope.demo import ANSWER_TOKENS, DATA, Plan, ppo_settings
 from upslope.recipes import ppo
 from upslope.recipes.configs import PpoRecipe
+from upslope.recipes.judge import finish
 from upslope.recipes.loop import Loop
 from upslope.recipes.rollouts import answer_text
 from upslope.recipes.setup import Workshop, prepare
@@ -105,7 +106,7 @@ def run(model: str, seed: int, out: Path, changes: dict[str, Any]) -> dict[str, 
         before = truth(shop, networks, seed)
         ppo.train(loaded.recipe, shop, networks, loop)
         found = truth(shop, networks, seed)
-        session.finish({"critic": found})
+        finish(loaded.recipe, shop, loop)
     return {**found, "before_training": before["explained_variance"]}
 
 

@@ -119,8 +119,8 @@ NAMES = {
 }
 WORDS = (
     "Exact match on two-digit sums that were never trained on, swapped pairs excluded too. Before training the model "
-    "answers in sentences, which are no exact match; `last number right` forgives that. PPO and GRPO see no answers, only "
-    "a reward of 0 or 1 for their own; SFT alone sees the answers, and where answers exist it is hard to beat."
+    "answers in sentences, which are no exact match; `last number right` forgives that. PPO and GRPO see no answers, "
+    "only a reward of 0 or 1 for their own; SFT alone sees the answers, and where answers exist it is hard to beat."
 )
 
 

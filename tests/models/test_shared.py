@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from upslope.models.networks import PolicyNetwork, ValueNetwork
-from upslope.models.shared import SharedRows, common_prefixes
+from upslope.models.shared import SHORTEST_ROOT, SharedRows, common_prefixes
 from upslope.types import Batch
 
 PROMPTS = tiny.prompts([17, 5, 9], seed=7)
@@ -25,17 +25,22 @@ GROUPS = {
     "equal rows": [(0, PROMPTS[2]), (0, PROMPTS[2]), (0, PROMPTS[2])],
     "nothing in common": [(0, [4, *PROMPTS[0]]), (0, [5, *PROMPTS[0]]), (1, PROMPTS[2])],
     "alone": [(0, PROMPTS[0]), (1, PROMPTS[1]), (2, PROMPTS[2])],
+    "one beginning for all": [
+        (0, PROMPTS[2] + TAILS[0]), (0, PROMPTS[2] + TAILS[1]), (1, PROMPTS[2] + TAILS[2]),
+        (1, PROMPTS[2] + TAILS[2][:4] + [7]),
+        (2, PROMPTS[2]), (3, PROMPTS[2] + TAILS[3]),
+    ],
 }  # fmt: skip
 
 
-def batch(name: str, apart: bool = False) -> Batch:
-    """The rows of a case; ``apart``: each a unit of its own, so that nothing is shared."""
+def batch(name: str) -> Batch:
+    """The rows of a case."""
     units, rows = zip(*GROUPS[name], strict=True)
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.tensor([[*row, *[0] * (int(lengths.max()) - len(row))] for row in rows])
     time = torch.arange(ids.shape[1] - 1)
     mask = (time < lengths[:, None] - 1) & (time % 5 != 2)
-    return Batch(ids, lengths, mask, torch.arange(len(rows)) if apart else torch.tensor(units))
+    return Batch(ids, lengths, mask, torch.tensor(units))
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
@@ -46,11 +51,16 @@ def test_sharing_changes_neither_numbers_nor_gradients(name: str, kind: str) -> 
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     factors = torch.randn(batch(name).mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []
-    for rows in (batch(name), batch(name, apart=True)):
-        policy, value = PolicyNetwork(model)(rows), network(rows)
-        objective = (factors * (policy.logprobs + 0.3 * policy.entropy + value.values)).sum() + value.last_value.sum()
-        grads = torch.autograd.grad(objective, list(model.parameters()))
-        found.append([policy.logprobs, policy.entropy, value.values, value.last_value, *grads])
+    rows = batch(name)
+    for parts in (
+        [rows],
+        [rows.take([row]) for row in range(len(rows))],
+    ):  # all together; each row alone, nothing shared
+        policies, values = [PolicyNetwork(model)(part) for part in parts], [network(part) for part in parts]
+        logprobs, entropy = (torch.cat([getattr(p, field) for p in policies]) for field in ("logprobs", "entropy"))
+        value, last = torch.cat([v.values for v in values]), torch.cat([v.last_value for v in values])
+        objective = (factors * (logprobs + 0.3 * entropy + value)).sum() + last.sum()
+        found.append([logprobs, entropy, value, last, *torch.autograd.grad(objective, list(model.parameters()))])
     for shared, apart in zip(*found, strict=True):
         torch.testing.assert_close(shared, apart, atol=1e-5, rtol=1e-5)
 
@@ -63,6 +73,7 @@ def test_a_prompt_is_run_once_for_its_group() -> None:
     assert counts["equal rows"] == 9
     assert counts["nothing in common"] == 18 + 18 + 9
     assert counts["alone"] == 17 + 5 + 9
+    assert counts["one beginning for all"] == 9 + (6 + 3) + (4 + 7 + 1) + 0 + 4
 
 
 def common_length(rows: list[list[int]]) -> int:
@@ -96,4 +107,7 @@ def test_prefixes_and_places_equal_a_brute_force(cases: list[tuple[int, list[int
         assert layout.position_ids[0, places].tolist() == list(range(len(row)))
     assert layout.token_ids.shape == layout.position_ids.shape
     units = {number: common_length([row for n, row in cases if n == number]) for number, _ in cases}
-    assert layout.token_ids.shape[1] == sum(units.values()) + sum(len(row) - units[number] for number, row in cases)
+    root = common_length([row for _, row in cases]) if len(units) > 1 else 0
+    root = root if root >= SHORTEST_ROOT else 0
+    stretches = root + sum(length - root for length in units.values())
+    assert layout.token_ids.shape[1] == stretches + sum(len(row) - units[number] for number, row in cases)

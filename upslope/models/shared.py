@@ -1,18 +1,25 @@
-"""Rows with a common beginning are run once over it: a prompt once for its whole group.
+"""What rows begin with in common is run once: a prompt once for its group, the system's words once for the whole
+batch.
 
-The rows of a unit (``Batch.unit``) share a prefix: their longest common beginning. Causal attention makes its hidden
-states the same in every row, so the packed sequence holds each prefix once and then the rest of each row ("tail").
-Gradients add up where they flow together. With G completions of c tokens after a prompt of p tokens, G (p + c) tokens
-become p + G c.
+Causal attention makes the hidden states of a common beginning the same in every row. So the packed sequence holds a
+shallow tree: what all rows begin with (the root), then what the rows of each unit (``Batch.unit``) begin with, then
+the rest of each row. A token attends to its own stretch up to itself and to the stretches above. Gradients add up
+where they flow together. With G completions of c tokens after a prompt of p tokens, G (p + c) tokens become p + G c,
+or fewer.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from upslope.models.attention import PackedRows, attend
+from upslope.models.attention import attend
+
+SHORTEST_ROOT = 4
+"""A common beginning of all rows is split off from so many tokens on: below that it saves less than it costs."""
 
 
 def common_prefixes(token_ids: Tensor, lengths: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,76 +38,95 @@ def common_prefixes(token_ids: Tensor, lengths: Tensor, unit: Tensor) -> tuple[T
     return number, prefix[number]
 
 
-class SharedRows:
-    """Layout of packed rows with shared prefixes: first the prefix of every unit, then the tail of every row.
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Stretches ``begin[i] .. end[i]`` of the rows ``rows[i]``, as a padded grid of queries over the keys of those
+    rows.
 
-    ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row, position]]``
-    are the hidden states of the rows as if each had been run alone.
+    ``query_place`` (flat grid) are the packed places of the queries, ``answer_place`` the grid's real ones in packed
+    order, ``key_place`` [stretches, span] the packed places of the rows' tokens, ``gap`` how far back each key lies.
+    """
+
+    query_place: Int[Tensor, " grid"]
+    answer_place: Int[Tensor, " tokens"]
+    key_place: Int[Tensor, "stretches span"]
+    gap: Int[Tensor, "stretches new span"]
+    plain: bool
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+        """[tokens of this level, heads, width]"""
+        count, width = len(self.key_place), query.shape[-1]
+
+        def grid(packed: Tensor, places: Tensor) -> Tensor:
+            chosen = packed[0].index_select(1, places.reshape(-1))
+            return chosen.reshape(packed.shape[1], count, -1, width).transpose(0, 1)
+
+        if window is not None and window < self.key_place.shape[1]:
+            seen = ((self.gap >= 0) & (self.gap < window))[:, None]
+        else:
+            seen = None if self.plain else (self.gap >= 0)[:, None]
+        keys, values = grid(key, self.key_place), grid(value, self.key_place)
+        out = attend(grid(query, self.query_place), keys, values, seen, scaling)
+        return out.transpose(1, 2).reshape(-1, out.shape[1], width).index_select(0, self.answer_place)
+
+
+class SharedRows:
+    """Layout of packed rows whose common beginnings are held once.
+
+    ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row,
+    position]]`` are the hidden states of the rows as if each had been run alone.
     """
 
     def __init__(
         self, token_ids: Int[Tensor, "rows longest"], lengths: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]
     ) -> None:
-        device, longest = token_ids.device, int(lengths.max())
+        device = token_ids.device
+        everyone = torch.arange(len(lengths), device=device)
         number, prefix = common_prefixes(token_ids, lengths, unit)
-        owners = torch.unique(number, return_inverse=False)
-        leader = torch.stack([(number == owner).nonzero()[0, 0] for owner in owners])
-        self.prefixes = PackedRows(prefix[leader].tolist(), device)
-        begun = int(prefix[leader].sum())
-        tails = lengths - prefix
-        position = torch.arange(longest, device=device)
-        prefix_start = (prefix[leader].cumsum(0) - prefix[leader])[number]
-        tail_start = begun + tails.cumsum(0) - tails
-        place = torch.where(
-            position < prefix[:, None],
-            prefix_start[:, None] + position,
-            tail_start[:, None] + position - prefix[:, None],
+        leader = torch.full((int(number.max()) + 1,), len(unit), device=device).scatter_reduce(
+            0, number, everyone, "amin"
         )
-        self.source = torch.where(position < lengths[:, None], place, 0)
-        """[rows, longest]; positions beyond a row's end point at token 0, which no token of the row can see."""
-        tail_rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), tails)
-        tail_positions = torch.cat([self.prefixes.position_ids[0][:0], *self._ranges(prefix, lengths)])
-        self.position_ids = torch.cat([self.prefixes.position_ids[0], tail_positions])[None]
-        leaders = torch.repeat_interleave(leader, prefix[leader])
-        rows = torch.cat([leaders, tail_rows])
-        self.token_ids = token_ids[rows, self.position_ids[0]][None]
-        self.begun, self.rows_with_tail = begun, (tails > 0).nonzero()[:, 0]
-        self._tail_grid(prefix, tails)
-
-    @staticmethod
-    def _ranges(prefix: Tensor, lengths: Tensor) -> list[Tensor]:
-        return [
-            torch.arange(a, b, device=prefix.device) for a, b in zip(prefix.tolist(), lengths.tolist(), strict=True)
+        _, root = common_prefixes(token_ids, lengths, torch.zeros_like(unit))
+        if len(leader) == 1 or int(root[0]) < SHORTEST_ROOT:
+            root = torch.zeros_like(root)
+        stretches = [
+            (everyone[:1], root[:1] * 0, root[:1]),
+            (leader, root[leader], prefix[leader]),
+            (everyone, prefix, lengths),
         ]
+        position = torch.arange(int(lengths.max()), device=device)
+        self.source = torch.zeros(len(lengths), len(position), dtype=torch.long, device=device)
+        """[rows, longest]; positions beyond a row's end point at token 0, which no token of the row can see."""
+        start, order = 0, []
+        for level, (rows, begin, end) in enumerate(stretches):
+            sizes = end - begin
+            place = (start + sizes.cumsum(0) - sizes - begin)[:, None] + position
+            owner = [torch.zeros_like(number), number, everyone][level]
+            inside = (position >= begin[owner, None]) & (position < end[owner, None])
+            self.source = torch.where(inside, place[owner], self.source)
+            real = (position >= begin[:, None]) & (position < end[:, None])
+            order.append(torch.stack([rows[:, None].expand_as(real)[real], position.expand_as(real)[real]]))
+            start += int(sizes.sum())
+        taken, self.position_ids = torch.cat(order, 1)[0], torch.cat(order, 1)[1][None]
+        self.token_ids = token_ids[taken, self.position_ids[0]][None]
+        self.levels = [self._level(*stretch) for stretch in stretches if bool((stretch[2] > stretch[1]).any())]
 
-    def _tail_grid(self, prefix: Tensor, tails: Tensor) -> None:
-        """Queries of the tails as a padded grid [rows with a tail, longest tail], and what each of them may see."""
-        kept = self.rows_with_tail
-        self.longest_tail = int(tails.max()) if len(kept) else 0
-        offset = torch.arange(self.longest_tail, device=prefix.device)
-        real = offset < tails[kept, None]
-        starts = (tails.cumsum(0) - tails)[kept]
-        self.query_place = torch.where(real, starts[:, None] + offset, 0).reshape(-1)
-        self.answer_place = real.reshape(-1).nonzero()[:, 0]
-        at = (prefix[kept, None] + offset)[:, :, None]
-        self.gap = at - torch.arange(self.source.shape[1], device=prefix.device)
+    def _level(self, rows: Tensor, begin: Tensor, end: Tensor) -> Level:
+        kept = end > begin
+        rows, begin, end = rows[kept], begin[kept], end[kept]
+        span = int(end.max())
+        at = begin[:, None] + torch.arange(int((end - begin).max()), device=rows.device)
+        real = at < end[:, None]
+        query_place = torch.where(real, self.source[rows[:, None], at.clamp(max=self.source.shape[1] - 1)], 0)
+        return Level(
+            query_place.reshape(-1),
+            real.reshape(-1).nonzero()[:, 0],
+            self.source[rows, :span],
+            at[:, :, None] - torch.arange(span, device=rows.device),
+            plain=not bool(begin.any()),
+        )
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        q, k, v = query[:, :, : self.begun], key[:, :, : self.begun], value[:, :, : self.begun]
-        begun = self.prefixes.attend(layer, q, k, v, scaling, window)
-        if not len(self.rows_with_tail):
-            return begun
-        places = self.source[self.rows_with_tail].reshape(-1)
-        count, width = len(self.rows_with_tail), query.shape[-1]
-
-        def grid(packed: Tensor, index: Tensor) -> Tensor:
-            return packed[0].index_select(1, index).reshape(packed.shape[1], count, -1, width).transpose(0, 1)
-
-        tail = grid(query[:, :, self.begun :], self.query_place)
-        keys, values = grid(key, places), grid(value, places)
-        seen = self.gap >= 0 if window is None else (self.gap >= 0) & (self.gap < window)
-        out = attend(tail, keys, values, seen[:, None], scaling)
-        ended = out.transpose(1, 2).reshape(-1, tail.shape[1], width).index_select(0, self.answer_place)
-        return torch.cat([begun, ended[None]], 1)
+        return torch.cat([level.attend(query, key, value, scaling, window) for level in self.levels])[None]

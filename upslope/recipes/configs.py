@@ -149,7 +149,7 @@ class PpoSection(Section):
     value_clip: Annotated[float, Field(gt=0)] | None = None
     """The critic may move by at most this from its values at collection; null: the plain squared error."""
     critic_lr: Rate = 1e-4
-    """Peak learning rate of the critic's network; its new head learns at ten times this rate."""
+    """Peak learning rate of the critic's network; its new head learns at three times this rate."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
     """Steps in which only the critic learns."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.01
@@ -225,6 +225,14 @@ class RolloutRecipe(Recipe):
         return self
 
 
+def _whole_groups(train: TrainSection) -> None:
+    if train.minibatches > train.prompts:
+        raise ValueError(
+            f"train.minibatches ({train.minibatches}) is more than train.prompts ({train.prompts}): "
+            "the completions of one prompt stay together"
+        )
+
+
 class GrpoRecipe(RolloutRecipe):
     """`upslope grpo`: compare the completions of one prompt with each other."""
 
@@ -235,11 +243,7 @@ class GrpoRecipe(RolloutRecipe):
     def _group_of_two(self) -> GrpoRecipe:
         if self.grpo.group < 2:
             raise ValueError("grpo.group must be at least 2: GRPO compares completions of one prompt (got 1)")
-        if self.train.minibatches > self.train.prompts:
-            raise ValueError(
-                f"train.minibatches ({self.train.minibatches}) is more than train.prompts ({self.train.prompts}): "
-                "groups are never cut"
-            )
+        _whole_groups(self.train)
         return self
 
 
@@ -252,11 +256,7 @@ class PpoRecipe(RolloutRecipe):
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> PpoRecipe:
-        rows = self.train.prompts * self.ppo.samples
-        if self.train.minibatches > rows:
-            raise ValueError(
-                f"train.minibatches ({self.train.minibatches}) is more than the {rows} completions of a step"
-            )
+        _whole_groups(self.train)
         return self
 
 

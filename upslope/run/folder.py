@@ -26,8 +26,8 @@ from upslope.run import machine
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", "run.lock"
 CHECKPOINTS = "checkpoints"
 ENTRIES = (
-    RECIPE, "metrics.jsonl", "timings.jsonl", "rollouts", CHECKPOINTS, "model", "report.html", "pictures",
-    "tensorboard", "wandb", RECORD,
+    RECIPE, "metrics.jsonl", "timings.jsonl", "rollouts", CHECKPOINTS, "model", "best", "report.html", "reward.log",
+    "pictures", "tensorboard", "wandb", RECORD,
 )  # fmt: skip
 """What a run folder holds, and so what ``overwrite`` may delete; the record last, so that it can be repeated."""
 

@@ -31,7 +31,7 @@ class Plan:
     """How long each rung is."""
 
     sft: int = 15
-    ppo: int = 20
+    ppo: int = 15
     grpo: int = 40
     prompts: int = PROMPTS
     eval_prompts: int = 128
@@ -99,10 +99,12 @@ def run_demo(out: Path, seed: int, quick: bool) -> None:
 
 
 def ppo_settings(plan: Plan) -> dict[str, Any]:
+    """64 prompts, one answer each: the critic learns from many different prompts, and its rate falls to settle it."""
     return {
-        "train": {"steps": plan.ppo, "prompts": 16, "epochs": 2, "minibatches": 2},
-        "optim": {"lr": 1e-5}, "ppo": {"samples": 4},
-    }  # fmt: skip
+        "train": {"steps": plan.ppo, "prompts": 64, "epochs": 2, "minibatches": 2},
+        "optim": {"lr": 1e-5, "decay": "linear"},
+        "ppo": {"samples": 1, "kl_coef": 0.05, "critic_lr": 5e-5},
+    }
 
 
 def grpo_settings(plan: Plan) -> dict[str, Any]:

@@ -125,3 +125,9 @@ ROWS = st.dictionaries(st.sampled_from(NAMES), VALUES)
 @given(ROWS, st.lists(ROWS, max_size=4))
 def test_no_metric_whatever_makes_a_check_raise(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     assert all(isinstance(text, str) for text in h.health(metrics, history))
+
+
+def test_equal_groups_are_no_finding_where_a_critic_is_the_baseline() -> None:
+    rows = {"frac_reward_zero_std": 1.0, "groups": 8.0, "reward": 0.5}
+    assert h.equal_groups(rows) is not None
+    assert h.equal_groups({**rows, "explained_variance": 0.1}) is None

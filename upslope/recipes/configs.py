@@ -138,8 +138,8 @@ class GrpoSection(Section):
 
 
 class PpoSection(Section):
-    samples: Positive = 4
-    """Completions of one prompt."""
+    samples: Positive = 1
+    """Completions of one prompt. The critic learns more from many prompts than from many completions of few."""
     discount: Share = 1.0
     """gamma, a token."""
     trace: Share = 0.95
@@ -148,11 +148,11 @@ class PpoSection(Section):
     """The ratio is clipped to 1 - clip .. 1 + clip."""
     value_clip: Annotated[float, Field(gt=0)] | None = None
     """The critic may move by at most this from its values at collection; null: the plain squared error."""
-    critic_lr: Rate = 1e-4
+    critic_lr: Rate = 5e-5
     """Peak learning rate of the critic's network; its new head learns at three times this rate."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
     """Steps in which only the critic learns."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.01
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """Weight of k1 against the starting policy, subtracted from each token's reward; 0: no reference model."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
@@ -251,7 +251,8 @@ class PpoRecipe(RolloutRecipe):
     """`upslope ppo`: a policy and a critic, both trained at the same time."""
 
     kind: ClassVar[str] = "ppo"
-    train: TrainSection = TrainSection(prompts=16, epochs=2, minibatches=2)
+    optim: OptimSection = OptimSection(decay="linear")
+    train: TrainSection = TrainSection(prompts=64, epochs=2, minibatches=2)
     ppo: PpoSection = PpoSection()
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ def equal_groups(metrics: Metrics, history: Sequence[Metrics] = ()) -> str | Non
     """Every group has equal rewards, so every group-relative advantage is 0. Needs ``frac_reward_zero_std``; ``groups``
     (their number) and ``reward`` make the sentence more precise."""
     share = finite(metrics, "frac_reward_zero_std")
-    if share is None or share < 1:
+    if share is None or share < 1 or "explained_variance" in metrics:  # a critic needs no groups
         return None
     groups, reward = finite(metrics, "groups"), finite(metrics, "reward")
     counted = f"{groups:.0f}/{groups:.0f} groups" if groups else "all groups (100 %)"

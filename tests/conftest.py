@@ -1,4 +1,4 @@
-"""Before torch is loaded: waiting threads soon sleep instead of spinning, for the tests share the machine with their children."""
+"""Before torch is loaded: waiting threads soon sleep instead of spinning, for the tests have children beside them."""
 
 import os
 

@@ -117,8 +117,8 @@ def execute(
 
     path = path or Path(recipe.out or Path("runs") / loaded.name)
     hear = [*([TerminalView()] if listeners is None else listeners), *trackers(recipe.report_to)]
-    folder = RunFolder.open(path, loaded.text, {"recipe": recipe.kind}, mode, allow_change)
     rung = importlib.import_module(f"upslope.recipes.{recipe.kind}")
+    folder = RunFolder.open(path, loaded.text, {"recipe": recipe.kind}, mode, allow_change)
     with Run(folder, save_every=recipe.train.save_every, listeners=hear) as run:
         for notice in loaded.notices:
             run.notice(notice)

@@ -161,8 +161,8 @@ def demo(
 
 def main() -> None:
     """Run a command and turn errors into messages and exit codes. ``--debug`` shows tracebacks."""
-    # A thread that waits for its fellows soon sleeps instead of spinning: on a machine that does other work too, spinning
-    # makes a training step several times as long. Read when torch is loaded, so it must stand before that.
+    # A thread that waits for its fellows soon sleeps instead of spinning: on a machine that does other work too,
+    # spinning makes a training step several times as long. Read when torch is loaded, so it must stand before that.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

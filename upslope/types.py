@@ -93,7 +93,8 @@ class Rollout:
 
     ``action_mask[i]`` is True where the policy chose ``token_ids[i]``; ``logprobs`` and ``rewards`` are 0 elsewhere.
     ``terminated`` is True for a true end (a stop token, a stop string, a game's end), False when the length ran out,
-    so that the value after the last token is still worth something. ``parts`` are the rewards by name, for the log.
+    so that the value after the last token is still worth something. ``parts`` are the rewards by name and ``extra``
+    what the reward function noted for the row, for the log.
     """
 
     prompt_id: str
@@ -108,6 +109,7 @@ class Rollout:
     temperature: float = 1.0
     support: tuple[tuple[int, ...] | None, ...] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> float:

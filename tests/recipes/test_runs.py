@@ -108,3 +108,21 @@ def test_a_step_with_gradient_checkpointing_is_the_same_step(bench: Bench) -> No
         for on in (False, True)
     ]
     assert saved.metrics[-1] == pytest.approx(plain.metrics[-1], rel=1e-5, abs=1e-7)
+
+
+def noting(
+    prompts: list[object], completions: list[str], log_metric, log_extra, **columns: list[object]
+) -> list[float]:  # type: ignore[no-untyped-def]
+    """Logs a number and a note a row."""
+    log_metric("mean_characters", sum(map(len, completions)) / len(completions))
+    log_extra("characters", [len(text) for text in completions])
+    return letters(list(prompts), completions)
+
+
+def test_what_a_reward_logs_is_in_the_metrics_and_the_rollouts(bench: Bench) -> None:
+    run = bench.run("grpo", "noting", reward=noting, steps=1)
+    rows = [json.loads(line) for line in (run.folder / "rollouts" / "step-00001.jsonl").read_text().splitlines()]
+    assert [row["extra"]["characters"] for row in rows] == [len(row["completion"]) for row in rows]
+    mean = sum(len(row["completion"]) for row in rows) / len(rows)
+    assert run.metrics[1]["mean_characters"] == pytest.approx(mean)
+    assert run.metrics[1]["reward"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))

@@ -61,10 +61,11 @@ class Level:
             chosen = packed[0].index_select(1, places.reshape(-1))
             return chosen.reshape(packed.shape[1], count, -1, width).transpose(0, 1)
 
+        seen: Tensor | None = None
         if window is not None and window < self.key_place.shape[1]:
             seen = ((self.gap >= 0) & (self.gap < window))[:, None]
-        else:
-            seen = None if self.plain else (self.gap >= 0)[:, None]
+        elif not self.plain:
+            seen = (self.gap >= 0)[:, None]
         keys, values = grid(key, self.key_place), grid(value, self.key_place)
         out = attend(grid(query, self.query_place), keys, values, seen, scaling)
         return out.transpose(1, 2).reshape(-1, out.shape[1], width).index_select(0, self.answer_place)

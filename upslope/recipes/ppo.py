@@ -183,8 +183,10 @@ def explained_variance(predicted: Float[Tensor, " n"], actual: Float[Tensor, " n
 
 
 def updates(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> list[list[int]]:
-    """Rows of every optimizer step of this step's passes, dealt anew each pass. Completions of one prompt stay together,
-    for their prompt is then run once."""
+    """Rows of every optimizer step of this step's passes, dealt anew each pass.
+
+    Completions of one prompt stay together, for their prompt is then run once.
+    """
     if loop.batch is None:
         return []
     units = loop.batch.unit.tolist()

@@ -5,8 +5,8 @@ Evaluation is the same path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ class Harvest:
     prompts: list[str]
     completions: list[str]
     dropped: int
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """What the reward function gave to ``log_metric``."""
 
     @property
     def scores(self) -> list[float]:
@@ -43,12 +45,14 @@ class Harvest:
     def keep(self, rows: Sequence[int]) -> Harvest:
         """Only these rollouts."""
         pick = lambda items: [items[row] for row in rows]  # noqa: E731
-        return Harvest(pick(self.rollouts), pick(self.prompts), pick(self.completions), self.dropped)
+        return replace(
+            self, rollouts=pick(self.rollouts), prompts=pick(self.prompts), completions=pick(self.completions)
+        )
 
     def __add__(self, other: Harvest) -> Harvest:
         return Harvest(
             self.rollouts + other.rollouts, self.prompts + other.prompts, self.completions + other.completions,
-            self.dropped + other.dropped,
+            self.dropped + other.dropped, {**self.logged, **other.logged},
         )  # fmt: skip
 
 
@@ -101,7 +105,8 @@ def harvest(
         raise RewardError(
             f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function"
         )
-    return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group))
+    logged = {str(name): value for name, value in _process(shop).take_metrics().items()}
+    return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group), logged)
 
 
 def answer_text(shop: Workshop, completion: Completion) -> str:
@@ -140,6 +145,7 @@ def _rollout(
         temperature=temperature,
         support=None if completion.support is None else (None,) * before + completion.support,
         parts=dict(score.parts),
+        extra=dict(score.extra),
     )  # fmt: skip
 
 
@@ -181,6 +187,7 @@ def statistics(found: Harvest, group: int) -> dict[str, float]:
     }
     if ended:
         metrics["completions/mean_terminated_length"] = fmean(ended)
+    metrics = {**found.logged, **metrics}
     for name in sorted({name for rollout in found.rollouts for name in rollout.parts}):
         values = [rollout.parts[name] for rollout in found.rollouts if name in rollout.parts]
         metrics |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
@@ -198,7 +205,7 @@ def log_rows(found: Harvest, step: int, advantages: Sequence[float]) -> list[dic
             {
                 "step": step, "prompt_id": rollout.prompt_id, "group": rollout.group, "sample": rollout.sample,
                 "prompt": prompt, "completion": completion, "reward": rollout.score, "advantage": advantage,
-                "parts": dict(rollout.parts), "terminated": rollout.terminated,
+                "parts": dict(rollout.parts), "extra": dict(rollout.extra), "terminated": rollout.terminated,
                 "weights_version": rollout.weights_version, "token_ids": [rollout.token_ids[place] for place in chosen],
                 "logprobs": [rollout.logprobs[place] for place in chosen],
             }
@@ -220,6 +227,7 @@ def evaluate(
         return {}
     lengths = [rollout.completion_length for rollout in found.rollouts]
     return {
+        **{f"eval/{name}": value for name, value in found.logged.items()},
         "eval/reward": fmean(found.scores),
         "eval/mean_length": fmean(lengths),
         "eval/clipped_ratio": 1 - fmean(float(rollout.terminated) for rollout in found.rollouts),

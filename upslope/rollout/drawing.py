@@ -25,6 +25,8 @@ def draw(
     support: Sequence[Sequence[int] | None] | None = None,
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Token ids and their log-probabilities under the very distribution that they were drawn from."""
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # Metal has no float64, which the random numbers are
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if support is not None:
         logits = _restrict(logits, support)

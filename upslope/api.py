@@ -88,13 +88,16 @@ def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:
     keywords = dict(keywords)
     mode: Mode = "resume" if keywords.pop("resume", False) else "new"
     mode = "overwrite" if keywords.pop("overwrite", False) else mode
+    allow = keywords.pop("allow_change", ())
     listeners = keywords.pop("listeners", None)
     reward = keywords.get("reward")
     function = reward if callable(reward) else None
     if function is not None:
         keywords["reward"] = f"python:{getattr(function, '__name__', 'reward')}"
     loaded = build(keywords, RECIPES[kind], f"upslope.{kind}()")
-    return execute(loaded, mode, listeners, function, path=None if loaded.recipe.out else _next_folder(kind, mode))
+    return execute(
+        loaded, mode, listeners, function, allow, path=None if loaded.recipe.out else _next_folder(kind, mode)
+    )
 
 
 def execute(

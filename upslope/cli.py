@@ -120,7 +120,7 @@ def chat(
     model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
     system_prompt: Annotated[Optional[str], typer.Option()] = None,  # noqa: UP045
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.95,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     device: Annotated[str, typer.Option()] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -180,6 +180,9 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            errors.print(error.format_message(), markup=False, soft_wrap=True)  # type: ignore[attr-defined]
+            sys.exit(2)
         if hasattr(error, "format_message"):  # a wrong option or command
             errors.print(
                 f"error: command line: {error.format_message()} Fix: see `upslope --help`.",

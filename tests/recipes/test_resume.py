@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.recipes.support import Bench, bench, digests, one_thread, stopped_at
+from tests.recipes.support import Bench, bench, digests, one_thread, rows_file, stopped_at
 from upslope.api import FinishedRun
-from upslope.errors import InputErrors
+from upslope.errors import InputError, InputErrors
 from upslope.rollout.sampler import InProcessSampler
 
 __all__ = ["bench", "one_thread"]
@@ -76,3 +77,15 @@ def test_resuming_with_another_learning_rate_is_refused(bench: Bench, monkeypatc
 
     with pytest.raises((InputError, InputErrors), match=r"optim\.lr"):
         _run(bench, "sft", "changed", resume=True, lr=5e-3)
+
+
+def test_resuming_with_other_rows_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = Path(rows_file(tmp_path / "rows.jsonl"))
+    with stopped_at("1:1", monkeypatch):
+        bench.run("grpo", "other-rows", data=str(rows))
+    before = rows.read_text()
+    rows.write_text(before.replace("say 3", "say three"))
+    with pytest.raises(InputError, match="other rows"):
+        bench.run("grpo", "other-rows", data=str(rows), resume=True)
+    rows.write_text(before)
+    assert bench.run("grpo", "other-rows", data=str(rows), resume=True).model.is_dir()

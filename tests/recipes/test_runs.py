@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import upslope
 from tests import tiny
 from tests.recipes.support import Bench, bench, digests, letters, metrics, one_thread
 from upslope.models.networks import PolicyNetwork
@@ -126,3 +127,29 @@ def test_what_a_reward_logs_is_in_the_metrics_and_the_rollouts(bench: Bench) -> 
     mean = sum(len(row["completion"]) for row in rows) / len(rows)
     assert run.metrics[1]["mean_characters"] == pytest.approx(mean)
     assert run.metrics[1]["reward"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))
+
+
+def sees_text(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float]:
+    """Fails unless the prompt is the row's own text."""
+    if not all(isinstance(prompt, str) and prompt.startswith("say ") for prompt in prompts):
+        raise ValueError(f"not the rows' prompts: {prompts[:2]}")
+    return letters(list(prompts), completions)
+
+
+def test_a_prompt_that_is_cut_is_whole_for_the_reward(bench: Bench) -> None:
+    # 128 positions less 110 new tokens: the rendered prompts of some 40 tokens lose their beginnings.
+    run = bench.run("grpo", "cut", reward=sees_text, steps=1, max_new_tokens=110, too_long="truncate", eval_prompts=0)
+    assert run.model.is_dir()
+
+
+def test_a_reward_that_does_not_always_apply_is_evaluated_where_it_does(bench: Bench) -> None:
+    found = upslope.evaluate(
+        str(bench.model), data=bench.rows, reward=sometimes, prompts=6, max_new_tokens=4, split="all"
+    )
+    assert [reward is None for reward in found.greedy.rewards] == [False, True, False, True, False, True]
+    assert found.greedy.n == 3 and len(found.greedy.completions) == len(found.prompts) == 6
+
+
+def sometimes(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float | None]:
+    """Applies to every other row."""
+    return [1.0 if index % 2 == 0 else None for index in range(len(prompts))]

@@ -162,7 +162,7 @@ def test_an_example_of_two_lines_is_yaml_that_loads() -> None:
         (
             "data:\n  task: arithmetic\ntrain:\n  prompts: 1\n  minibatches: 8\nppo:\n  samples: 4\n",
             PpoRecipe,
-            "r.yaml:5 train.minibatches: train.minibatches (8) is more than the 4 completions of a step.",
+            "r.yaml:5 train.minibatches: train.minibatches (8) is more than train.prompts (1)",
         ),
     ],
 )

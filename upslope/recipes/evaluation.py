@@ -26,7 +26,7 @@ class Score:
     low: float
     high: float
     n: int
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
     completions: tuple[str, ...]
 
 
@@ -149,6 +149,6 @@ def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sam
         for prompt, text, completion in zip(prompts, texts, completions, strict=True)
     ]
     scored, _ = score_groups(process, groups, "stop")
-    values = [found[0].value for found in scored if found is not None]
-    rewards = tuple(float(value) for value in values if value is not None)
-    return Score(fmean(rewards), *interval(rewards), len(rewards), rewards, tuple(texts))
+    rewards = tuple(None if found is None else found[0].value for found in scored)
+    counted = [value for value in rewards if value is not None]
+    return Score(fmean(counted), *interval(counted), len(counted), rewards, tuple(texts))

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from upslope.errors import RewardError
 from upslope.learner.learner import FrozenScorer, Learner, minibatches
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import advantages, kl, losses, weighting
@@ -141,9 +142,13 @@ def collect(recipe: GrpoRecipe, shop: Workshop, step: int, clock: Clock) -> Harv
             shop.train[int(index)] for index in draw.choice(len(shop.train), missing, replace=len(shop.train) < missing)
         ]
         seeds = [derive(recipe.seed, "resample", step, attempt, index) for index in range(missing)]
-        more = harvest(
-            shop, fresh, group, seeds, recipe.reward, clock, step + 1, first_group=settings.prompts * (attempt + 1)
-        )
+        first = settings.prompts * (attempt + 1)
+        try:
+            more = harvest(shop, fresh, group, seeds, recipe.reward, clock, step + 1, first_group=first)
+        except RewardError:
+            if recipe.reward.on_error == "stop":
+                raise
+            break  # what there is must do
         found = found.keep(live) + more
     return found
 

@@ -198,7 +198,8 @@ def updates(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> list[list[int]]:
 
 def moved_too_far(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> bool:
     """Whether the mean KL to the collecting policy, over this step's updates, has passed ``target_kl``."""
-    limit, count = recipe.ppo.target_kl, loop.counts.get("approx_kl", 0)
+    # The first update's is 0 by construction and says nothing.
+    limit, count = recipe.ppo.target_kl, loop.counts.get("approx_kl", 0) - 1
     return limit is not None and count > 0 and loop.sums["approx_kl"] / count > limit
 
 

@@ -73,7 +73,9 @@ def harvest(
     A reward of ``None`` says that the function does not apply: its group is left out too, for it cannot be compared.
     """
     run, renderer = shop.run, shop.renderer
-    ids = [renderer.prompt(prompt.content) for prompt in prompts]
+    # Only data.too_long: truncate lets prompts come here that this shortens.
+    longest = shop.sampler.context - shop.sampling.max_new_tokens
+    ids = [renderer.prompt(prompt.content)[-longest:] for prompt in prompts]
     shop.sampler.progress = lambda done, total: run.phase(step, phase, done, total)
     with clock("sampling"):
         completions = shop.sampler.sample(ids, samples, shop.sampling, seeds)
@@ -223,8 +225,6 @@ def evaluate(
     seeds = [derive(0, "evaluation", index) for index in range(len(prompts))]
     with clock("evaluation"):
         found = harvest(replace(shop, sampling=settings), prompts, 1, seeds, reward, Clock(), step, phase="evaluation")
-    if not found.rollouts:
-        return {}
     lengths = [rollout.completion_length for rollout in found.rollouts]
     return {
         **{f"eval/{name}": value for name, value in found.logged.items()},

@@ -123,8 +123,6 @@ def fit_prompts(
     Raises:
         InputError: with ``error``, naming the rows; always if nothing is left.
     """
-    from dataclasses import replace
-
     limit = context - new_tokens
     if limit < 1:
         problem = f"{new_tokens} new tokens leave no room for a prompt in a context of {context}"
@@ -138,7 +136,7 @@ def fit_prompts(
             continue
         long.append((prompt.id, len(ids)))
         if data.too_long == "truncate":
-            kept.append(replace(prompt, content=tuple(ids[-limit:])))
+            kept.append(prompt)  # rollouts.harvest cuts its beginning off
     if long:
         shown = ", ".join(f"{name} ({length})" for name, length in long[:5]) + (", ..." if len(long) > 5 else "")
         room = f"{limit} tokens (context {context} less {new_tokens} new ones)"
@@ -223,12 +221,29 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
         "steps": recipe.train.steps, "data": rows.facts, "train_rows": len(train) or len(examples),
         "heldout_rows": len(rows.heldout) or len(heldout_examples),
     }  # fmt: skip
+    if run.resumed is not None:
+        _same_ground(run.folder.record(), facts)
     run.folder.update(**facts)
     run.start(facts)
     model = loading.load(card, device, dtype, recipe.model.gradient_checkpointing)
     sampling = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature, stop_strings=settings.stop)
     sampler = InProcessSampler(model.model, card.context, decode=renderer.text)
     return Workshop(run, model, renderer, sampler, sampling, train, heldout, examples, heldout_examples, process)
+
+
+def _same_ground(before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Resuming goes on with the rows and the dtype that the run began with, or not at all."""
+    old, new = before.get("data") or {}, facts["data"] or {}
+    if old.get("sha256") != new.get("sha256"):
+        raise InputError(
+            "data.path", f"{new.get('path')} holds other rows than this run began with",
+            "put the old rows back, or start a new run",
+        )  # fmt: skip
+    if before.get("dtype") != facts["dtype"]:
+        raise InputError(
+            "model.dtype", f"the run began in {before.get('dtype')}, this machine chose {facts['dtype']}",
+            f"resume on a machine with {before.get('dtype')}, or start a new run",
+        )  # fmt: skip
 
 
 def _enough(recipe: Recipe, train: Sequence[Prompt], examples: Sequence[Encoded]) -> None:

@@ -53,13 +53,11 @@ class ReferenceSampler:
             logprobs.append(float(logprob))
             if allowed is not None:
                 support.append(allowed)
-            stopped = ids[-1] in sampling.stop_ids or ends_with_stop_string(ids, sampling, self.decode)
+            stopped = ids[-1] in sampling.stop_ids or holds_stop_string(ids, sampling, self.decode)
         return Completion(tuple(ids), tuple(logprobs), stopped, self.version, tuple(support) if support else None)
 
 
-def ends_with_stop_string(
-    ids: Sequence[int], sampling: Sampling, decode: Callable[[Sequence[int]], str] | None
-) -> bool:
+def holds_stop_string(ids: Sequence[int], sampling: Sampling, decode: Callable[[Sequence[int]], str] | None) -> bool:
     """Whether the text so far contains one of the stop strings."""
     if not sampling.stop_strings:
         return False

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from upslope.models.attention import PackedRows, SlotCache, SlotStep
 from upslope.rollout.drawing import allowed_ids, draw, randomness, room
-from upslope.rollout.reference import ends_with_stop_string
+from upslope.rollout.reference import holds_stop_string
 from upslope.types import Completion, Sampling
+
+PREFILL_TOKENS = 16_384
+"""Prompt tokens that go through the network at once: it bounds memory, and changes no number beyond rounding."""
 
 
 @dataclass(eq=False)
@@ -111,9 +114,16 @@ class InProcessSampler:
         return finished  # type: ignore[return-value]
 
     def _admit(self, waiting: deque[list[_Row]], free: int) -> list[list[_Row]]:
-        """Whole groups that fit into the free slots; a group larger than all slots goes in pieces."""
+        """Whole groups that fit into the free slots, up to ``PREFILL_TOKENS`` of prompts at once.
+
+        A group larger than all slots goes in pieces.
+        """
         admitted: list[list[_Row]] = []
+        tokens = 0
         while waiting and free >= min(len(waiting[0]), self.slots):
+            tokens += len(waiting[0][0].prompt_ids)
+            if admitted and tokens > PREFILL_TOKENS:
+                break
             rows = waiting.popleft()
             if len(rows) > self.slots:
                 waiting.appendleft(rows[self.slots :])
@@ -158,7 +168,7 @@ class InProcessSampler:
             row.logprobs.append(logprob)
             if allowed is not None:
                 row.support.append(allowed)
-            row.stopped = token in sampling.stop_ids or ends_with_stop_string(row.token_ids, sampling, self.decode)
+            row.stopped = token in sampling.stop_ids or holds_stop_string(row.token_ids, sampling, self.decode)
 
     def _retire(self, running: list[_Row], cache: SlotCache, finished: list[list[Completion | None]]) -> None:
         """Take out what has ended; the last running row moves into each slot that became free."""

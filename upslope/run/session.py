@@ -133,7 +133,10 @@ class Run:
 
     # -------------------------------------------------------------------------------------------------- what it reports
     def phase(self, step: int, phase: str, done: int = 0, total: int = 0) -> None:
-        """``phase`` (sampling, rewards, update, ...) of ``step`` is at ``done`` of ``total``."""
+        """``phase`` of ``step`` is at ``done`` of ``total``.
+
+        Phases are loading, sampling, reward, reference, learning, evaluation and saving.
+        """
         self._mention_signal()
         self._tell("on_phase", step, phase, done, total)
 
@@ -187,6 +190,8 @@ class Run:
         name = Path(program)
         if name.stem != "upslope" and name.parts[-2:] != ("upslope", "__main__.py"):
             return f"run the same call again with resume on, for {self.folder.path}"
+        if arguments[:1] == ["demo"]:
+            return "none, `upslope demo` starts anew"
         kept = [argument for argument in machine.masked(arguments) if argument not in ("--resume", "--overwrite")]
         return shlex.join(["upslope", *kept, "--resume"])
 

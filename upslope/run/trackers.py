@@ -122,5 +122,5 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 
 def _scalars(metrics: dict[str, Any], timings: dict[str, float]) -> dict[str, float]:
-    named = {**metrics, **{f"time/{name}": value for name, value in timings.items()}}
+    named = {**metrics, **{f"time/{name.removeprefix('time/')}": value for name, value in timings.items()}}
     return {name: float(value) for name, value in named.items() if value is not None and math.isfinite(value)}

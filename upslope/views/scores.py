@@ -24,14 +24,14 @@ class Scored(Protocol):
     @property
     def n(self) -> int: ...
     @property
-    def rewards(self) -> tuple[float, ...]: ...
+    def rewards(self) -> tuple[float | None, ...]: ...
     @property
     def completions(self) -> tuple[str, ...]: ...
 
 
 def with_interval(score: Scored) -> str:
     """``56.1 % (51.7 to 60.3)`` for rewards of 0 and 1, else ``0.42 (0.38 to 0.46)``."""
-    if set(score.rewards) <= {0.0, 1.0}:
+    if set(score.rewards) <= {0.0, 1.0, None}:
         return f"{100 * score.mean:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
     return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
 
@@ -55,4 +55,6 @@ def print_evaluation(model: str, scores: Mapping[str, Scored], prompts: Sequence
     print_table(clean(model, 120), ("answers", "mean reward (95 %)", "prompts"), rows, console)
     first = next(iter(scores.values()))
     for prompt, completion, reward in list(zip(prompts, first.completions, first.rewards, strict=True))[:show]:
-        console.print(f"{reward:6.2f}  {clean(prompt, 60)}  ->  {clean(completion, 100)}", markup=False, soft_wrap=True)
+        number = "none" if reward is None else f"{reward:.2f}"
+        text = f"{number:>6}  {clean(prompt, 60)}  ->  {clean(completion, 100)}"
+        console.print(text, markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from upslope.errors import InputErrors
 from upslope.recipes.configs import RECIPES, GrpoRecipe, GrpoSection, OptimSection, PpoRecipe, SftRecipe
-from upslope.run.recipe import Loaded, build, difference, dump, load, read_text
+from upslope.run.recipe import Loaded, build, dump, load, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = "data: rows.jsonl\nreward: rewards.py:correct\n"
@@ -252,18 +252,6 @@ def test_dump_reads_back_for_every_recipe_of_the_repository() -> None:
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         loaded = load(path, RECIPES[path.stem.partition("-")[0]])
         assert read_text(loaded.text, type(loaded.recipe)) == loaded.recipe
-
-
-def test_difference_lists_keys_with_both_values() -> None:
-    old = dump(build({"data": "a", "reward": "r:f"}, GrpoRecipe).recipe)
-    new = dump(build({"data": "a", "reward": "r:f", "steps": 7, "options": {"x": 1}, "stop": ["a"]}, GrpoRecipe).recipe)
-    assert difference(old, old) == []
-    assert difference(old, new) == [
-        ("data.options.x", None, 1),
-        ("train.steps", 100, 7),
-        ("sampling.stop", [], ["a"]),
-    ]
-    assert difference("a: 1\n", "a: true\n") == [("a", 1, True)]
 
 
 # -------------------------------------------------------------------------------------------------------------- notices

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from upslope.errors import InputError
 from upslope.types import Example, Prompt
-from upslope.worlds.task import RowsTask, load_task, split_rows
+from upslope.worlds.task import load_task, split_rows
 
 
 def test_load_task_passes_its_options() -> None:
@@ -37,25 +37,6 @@ def test_load_task_passes_its_options() -> None:
 def test_load_task_names_what_is_wrong(name: str, options: dict, text: str) -> None:
     with pytest.raises(InputError, match=text):
         load_task(name, options)
-
-
-def test_rows_task_gives_its_splits_and_calls_its_function() -> None:
-    train, heldout = [Prompt("1", "a", {"answer": "x"})], [Prompt("2", "b", {"answer": "y"})]
-
-    def same(prompts: list, completions: list, answer: list) -> list[float | None]:
-        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
-
-    task = RowsTask(train, heldout, "mine", same)
-    assert task.name == "mine"
-    assert (task.prompts("train"), task.prompts("heldout")) == (train, heldout)
-    assert task.reward(["a", "a"], ["x", "y"], answer=["x", "x"]) == [1.0, 0.0]
-    with pytest.raises(InputError, match="'test' is unknown"):
-        task.prompts("test")
-
-
-def test_rows_task_without_a_reward_never_scores() -> None:
-    with pytest.raises(InputError, match="no reward function"):
-        RowsTask([], []).reward(["a"], ["b"])
 
 
 @settings(max_examples=100, deadline=None)

@@ -22,19 +22,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from upslope.errors import RewardError
-from upslope.learner.learner import FrozenScorer, Learner, minibatches
+from upslope.learner.learner import FrozenScorer, Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import advantages, kl, losses, weighting
 from upslope.models.networks import PolicyNetwork
 from upslope.recipes.configs import GrpoRecipe
 from upslope.recipes.judge import due, finish, judge
-from upslope.recipes.loop import Clock, Loop
+from upslope.recipes.loop import Clock, Loop, updates
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, log_rows, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
-from upslope.seeds import derive, generator, permutation
+from upslope.seeds import derive, generator
 from upslope.text.collation import collate_rollouts, per_target
-from upslope.types import Batch, Loss, PolicyEvaluation, Rows
+from upslope.types import Batch, Loss, PolicyEvaluation, Rows, Scorer
 
 KL = {"k2": kl.k2, "k3": kl.k3}
 
@@ -90,7 +90,7 @@ def weigh(recipe: GrpoRecipe, mask: Tensor) -> Tensor:
 
 def train(
     recipe: GrpoRecipe, shop: Workshop, policy: Learner[PolicyEvaluation],
-    reference: FrozenScorer[PolicyEvaluation] | None, loop: Loop[GrpoTargets],
+    reference: Scorer[PolicyEvaluation] | None, loop: Loop[GrpoTargets],
 ) -> None:  # fmt: skip
     """Prompts, groups of completions, rewards, advantages, loss, update, publish."""
     run, settings, clock = shop.run, recipe.train, Clock()
@@ -162,7 +162,7 @@ def alive(found: Harvest, group: int) -> list[int]:
 
 def learn_from(
     recipe: GrpoRecipe, found: Harvest, policy: Learner[PolicyEvaluation],
-    reference: FrozenScorer[PolicyEvaluation] | None, clock: Clock,
+    reference: Scorer[PolicyEvaluation] | None, clock: Clock,
 ) -> tuple[Batch, GrpoTargets]:  # fmt: skip
     """Batch and targets.
 
@@ -180,17 +180,6 @@ def learn_from(
     if settings.truncated == "mask":
         mask = mask & torch.tensor([rollout.terminated for rollout in found.rollouts])[:, None]
     return batch, GrpoTargets(mask, relative.to(old.dtype).reshape(-1, 1) * batch.mask, sampled, old, ref)
-
-
-def updates(recipe: GrpoRecipe, loop: Loop[GrpoTargets]) -> list[list[int]]:
-    """Rows of every optimizer step of this step's passes: groups stay together, dealt anew each pass."""
-    if loop.batch is None:
-        return []
-    units = loop.batch.unit.tolist()
-    orders = [
-        permutation(recipe.seed, len(set(units)), "minibatch", loop.step, epoch) for epoch in range(recipe.train.epochs)
-    ]
-    return [rows for order in orders for rows in minibatches(units, recipe.train.minibatches, order)]
 
 
 def update(

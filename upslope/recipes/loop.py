@@ -10,6 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from upslope.learner.learner import minibatches
+from upslope.recipes.configs import RolloutRecipe
+from upslope.seeds import permutation
 from upslope.types import Batch, Rows, State
 
 T = TypeVar("T", bound=Rows)
@@ -89,6 +92,18 @@ class Loop(Generic[T]):
 def _rebuild(kind: type[Any], name: str, state: State) -> Any:
     found = {key.removeprefix(f"{name}."): value for key, value in state.tensors.items() if key.startswith(f"{name}.")}
     return kind(**found, **state.values[name])
+
+
+def updates(recipe: RolloutRecipe, loop: Loop[Any]) -> list[list[int]]:
+    """Rows of every optimizer step of the open step: each pass deals the prompts anew into its minibatches.
+
+    The completions of one prompt stay together: they are compared with each other, and their prompt is run once.
+    """
+    if loop.batch is None:
+        return []
+    units, train = loop.batch.unit.tolist(), recipe.train
+    orders = [permutation(recipe.seed, len(set(units)), "minibatch", loop.step, epoch) for epoch in range(train.epochs)]
+    return [rows for order in orders for rows in minibatches(units, train.minibatches, order)]
 
 
 class Clock:

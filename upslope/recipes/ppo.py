@@ -22,19 +22,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from upslope.learner.learner import FrozenScorer, Learner, minibatches
+from upslope.learner.learner import FrozenScorer, Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import advantages, kl, losses, returns, weighting
 from upslope.models.networks import PolicyNetwork, ValueNetwork
 from upslope.recipes.configs import PpoRecipe
 from upslope.recipes.judge import due, finish, judge
-from upslope.recipes.loop import Clock, Loop
+from upslope.recipes.loop import Clock, Loop, updates
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, log_rows, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
-from upslope.seeds import derive, permutation
+from upslope.seeds import derive
 from upslope.text.collation import collate_rollouts, per_target
-from upslope.types import Batch, Loss, PolicyEvaluation, Rows, ValueEvaluation
+from upslope.types import Batch, Loss, PolicyEvaluation, Rows, Scorer, ValueEvaluation
 
 VALUE_COEF = 0.5
 HEAD_BOOST = 3.0
@@ -59,7 +59,7 @@ class Networks:
 
     policy: Learner[PolicyEvaluation]
     critic: Learner[ValueEvaluation]
-    reference: FrozenScorer[PolicyEvaluation] | None
+    reference: Scorer[PolicyEvaluation] | None
 
 
 def policy_loss(recipe: PpoRecipe, first: bool) -> Loss[PolicyEvaluation, PpoTargets]:
@@ -180,20 +180,6 @@ def explained_variance(predicted: Float[Tensor, " n"], actual: Float[Tensor, " n
     """
     variance = actual.var(correction=0)
     return float(1 - (actual - predicted).var(correction=0) / variance) if variance > 0 else 0.0
-
-
-def updates(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> list[list[int]]:
-    """Rows of every optimizer step of this step's passes, dealt anew each pass.
-
-    Completions of one prompt stay together, for their prompt is then run once.
-    """
-    if loop.batch is None:
-        return []
-    units = loop.batch.unit.tolist()
-    orders = [
-        permutation(recipe.seed, len(set(units)), "minibatch", loop.step, epoch) for epoch in range(recipe.train.epochs)
-    ]
-    return [rows for order in orders for rows in minibatches(units, recipe.train.minibatches, order)]
 
 
 def moved_too_far(recipe: PpoRecipe, loop: Loop[PpoTargets]) -> bool:

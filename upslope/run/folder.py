@@ -197,7 +197,8 @@ def _prepare(path: Path, recipe_text: str, mode: Mode, allow_change: Sequence[st
         shown = ", ".join(content[:3]) + (", ..." if len(content) > 3 else "")
         raise InputError(str(path), f"exists and is not a run folder (it holds {shown})", "give another name")
     # A run that failed before it did anything (a wrong model.name, say) leaves nothing that is worth a question.
-    begun = bool(record.get("step")) or any((path / name).exists() for name in ("metrics.jsonl", "rollouts", CHECKPOINTS, "model"))
+    made = ("metrics.jsonl", "rollouts", CHECKPOINTS, "model")
+    begun = bool(record.get("step")) or any((path / name).exists() for name in made)
     if content and mode == "new" and (begun or record.get("status") != "failed"):
         raise InputError(str(path), f"exists ({_progress(record)})", "use --resume, --overwrite or another name")
     for name in ENTRIES:

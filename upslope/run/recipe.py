@@ -93,13 +93,6 @@ def dump(recipe: BaseModel) -> str:
     return "\n".join(_lines(recipe, "")) + "\n"
 
 
-def difference(old_text: str, new_text: str) -> list[tuple[str, Any, Any]]:
-    """``(dotted key, old value, new value)`` where two recipe texts differ; a key that one lacks is None there."""
-    old, new = (dict(_flat(parse(text, "recipe.yaml").data, "")) for text in (old_text, new_text))
-    rows = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*new, *old])]
-    return [row for row in rows if not _same(row[1], row[2])]
-
-
 def _loaded(draft: Draft, schema: type[R], name: str) -> Loaded[R]:
     recipe = validate(draft, schema)
     return Loaded(recipe, dump(recipe), name, dict(draft.where), (*draft.notices, *_notices(recipe, draft)))
@@ -122,19 +115,6 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<!\bDr)\.(?:\s+(?=[A-Z])|$)", " ".join(text.split()))[0]
 
 
-def _flat(data: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _same(old: Any, new: Any) -> bool:
-    return bool(old == new) and isinstance(old, bool) == isinstance(new, bool)
-
-
-# -------------------------------------------------------------------------------------------------------------- notices
 def _notices(recipe: BaseModel, draft: Draft) -> Iterator[str]:
     """Warnings about values that are allowed and seldom meant."""
     values = {key: _value(recipe, key) for key in keys(type(recipe))}
@@ -173,4 +153,4 @@ def _value(recipe: BaseModel, key: str) -> Any:
     return value
 
 
-__all__ = ["InputError", "InputErrors", "Loaded", "build", "difference", "dump", "load", "read_text"]
+__all__ = ["InputError", "InputErrors", "Loaded", "build", "dump", "load", "read_text"]

@@ -1,4 +1,4 @@
-"""Tasks: where prompts and their rewards come from. Built-in tasks by name, and a task made of the user's own rows."""
+"""Built-in tasks by name, and the split of rows into those to learn from and those held out."""
 
 from __future__ import annotations
 
@@ -7,44 +7,16 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upslope.errors import InputError
 from upslope.worlds.arithmetic import Arithmetic
 
 if TYPE_CHECKING:
-    from upslope.types import Prompt, Task
+    from upslope.types import Task
 
 Item = TypeVar("Item")
 TASKS: dict[str, Callable[..., Any]] = {"arithmetic": Arithmetic}
-
-
-def no_reward(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
-    """The reward of rows that came without one: always an error, never a number."""
-    raise InputError("reward", "these rows have no reward function", "give reward.function: path/to/file.py:function")
-
-
-@dataclass(slots=True)
-class RowsTask:
-    """A task made of rows: prompts to train on, prompts held out, and a reward function with TRL's signature."""
-
-    train: Sequence[Prompt]
-    heldout: Sequence[Prompt]
-    name: str = "rows"
-    function: Callable[..., list[float | None]] = no_reward
-
-    def prompts(self, split: str) -> Sequence[Prompt]:
-        """The prompts of ``train`` or ``heldout``."""
-        if split not in ("train", "heldout"):
-            raise InputError(
-                f"{self.name} split", f"{split!r} is unknown, expected train or heldout", "use train or heldout"
-            )
-        return self.train if split == "train" else self.heldout
-
-    def reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
-        """The rows' reward function, called in this process."""
-        return self.function(prompts, completions, **columns)
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:

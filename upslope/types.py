@@ -232,6 +232,7 @@ Loss: TypeAlias = Callable[[E, T], tuple[Tensor, dict[str, Tensor]]]
 reduces."""
 
 
+@runtime_checkable
 class Scorer(Protocol[E_co]):
     """A network that only evaluates: a frozen reference, a reward model. No gradient, dropout off."""
 

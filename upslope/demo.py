@@ -111,17 +111,17 @@ def grpo_settings(plan: Plan) -> dict[str, Any]:
     return {"train": {"steps": plan.grpo, "prompts": 8}, "optim": {"lr": 2e-5}, "grpo": {"group": 8, "kl_coef": 0.005}}
 
 
-COLUMNS = ("model", "greedy (95 %)", "sampled (95 %)", "last number right", "training")
+COLUMNS = ("model", "greedy (95 %)", "sampled (95 %)", "last number", "training")
 NAMES = {
     "before": "before",
     "sft": "after SFT",
     "ppo": "after SFT + PPO",
     "grpo": "after SFT + GRPO",
-    "sft-alone": "SFT alone, same time",
+    "sft-alone": "SFT alone as long",
 }
 WORDS = (
     "Exact match on two-digit sums that were never trained on, swapped pairs excluded too. Before training the model "
-    "answers in sentences, which are no exact match; `last number right` forgives that. PPO and GRPO see no answers, "
+    "answers in sentences, which are no exact match; `last number` forgives that. PPO and GRPO see no answers, "
     "only a reward of 0 or 1 for their own; SFT alone sees the answers, and where answers exist it is hard to beat."
 )
 

@@ -30,9 +30,9 @@ class Scored(Protocol):
 
 
 def with_interval(score: Scored) -> str:
-    """``56.1 % (51.7 to 60.3)`` for rewards of 0 and 1, else ``0.42 (0.38 to 0.46)``."""
+    """``56.1 % (51.7-60.3)`` for rewards of 0 and 1, else ``0.42 (0.38 to 0.46)``."""
     if set(score.rewards) <= {0.0, 1.0, None}:
-        return f"{100 * score.mean:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+        return f"{100 * score.mean:.1f} % ({100 * score.low:.1f}-{100 * score.high:.1f})"
     return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
@@ -42,7 +42,7 @@ def print_table(
     """A plain table; the first column on the left, numbers on the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(clean(str(cell), 200) for cell in row))
     (console or Console(highlight=False)).print(table)

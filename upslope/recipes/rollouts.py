@@ -177,8 +177,6 @@ def statistics(found: Harvest, group: int) -> dict[str, float]:
     spread = rewards.max(1).values == rewards.min(1).values
     metrics = {
         "reward": fmean(found.scores),
-        "reward_std": float(rewards.std(1, correction=0).mean()),
-        "frac_reward_zero_std": float(spread.double().mean()),
         "completions/mean_length": fmean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
@@ -187,6 +185,11 @@ def statistics(found: Harvest, group: int) -> dict[str, float]:
         "groups": float(len(rewards)),
         "dropped_groups": float(found.dropped),
     }
+    if group > 1:  # a single completion has nothing to differ from
+        metrics |= {
+            "reward_std": float(rewards.std(1, correction=0).mean()),
+            "frac_reward_zero_std": float(spread.double().mean()),
+        }
     if ended:
         metrics["completions/mean_terminated_length"] = fmean(ended)
     metrics = {**found.logged, **metrics}

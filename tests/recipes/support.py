@@ -64,9 +64,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Any:
-    """Sums in one order, whatever the machine."""
+    """Sums in one order, whatever the machine; for the runs that fixtures make too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

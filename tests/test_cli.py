@@ -272,7 +272,10 @@ def test_a_signal_stops_resumably(desk: Desk, number: signal.Signals, code: int)
     desk.recipe["optim"] = {"lr": 1e-6}
     (desk.folder / "recipe.yaml").write_text(yaml.safe_dump(desk.recipe))
     command = [sys.executable, "-m", "upslope", "grpo", "recipe.yaml"]
-    process = subprocess.Popen(command, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job inherits an ignored SIGINT, and so would the run, which respects it as under nohup.
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=desk.folder, preexec_fn=heard, **pipes)
     metrics = desk.folder / "out" / "metrics.jsonl"
     until = time.monotonic() + 100
     while (not metrics.is_file() or len(metrics.read_text().splitlines()) < 3) and time.monotonic() < until:

@@ -153,7 +153,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A short ladder of a few steps: to see that it runs.")] = False,
 ) -> None:
-    """The whole ladder on a real model: grid, SFT, PPO, GRPO, a table and a report. About ten minutes on two cores."""
+    """The whole ladder on a real model: grid, SFT, PPO, GRPO, a table and a report. About 13 minutes on two cores."""
     from upslope.demo import run_demo
 
     run_demo(out, seed, quick)

@@ -8,8 +8,9 @@ With token rewards r_t = -kl_coef * k1_t (k1 against the frozen starting policy)
     critic loss  1/2 (V_t - (A_t + V_t,old))^2, optionally clipped
 
 The KL penalty is k1 because its gradient in the reward is KL(pi || ref)'s; k3's is not. Critic and policy are two
-networks with two optimizers. The critic starts as a copy of the policy's decoder with a zero head, at a rate of its
-own: at the policy's rate of 1e-5 its head moves too little in a short run to predict anything.
+networks with two optimizers. The critic starts as a copy of the policy's decoder with a zero head. It learns from
+many different prompts at a rate that falls: few prompts at a constant, higher rate left it predicting nothing
+(``bench/critic.py``).
 """
 
 from __future__ import annotations

@@ -248,3 +248,88 @@ class Task(Protocol):
     def prompts(self, split: str) -> Sequence[Prompt]: ...
 
     def reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]: ...
+
+
+# --------------------------------------------------------------------------------------- what training on a grid leaves
+@dataclass(frozen=True, slots=True)
+class GridTruth:
+    """Where a policy and a critic stand against the exact solution of their world. All in points.
+
+    ``optimal_return`` is J*, ``expected_return`` J(pi), both means over the start cells; ``value_gap`` is the largest
+    V*(s) - V^pi(s) over the states that do not end; ``optimal_share`` the share of start cells from which the greedy
+    policy (the likeliest move) earns V*; ``critic_rmse`` the root mean square of V_phi - V^pi over those states and
+    ``critic_worst`` its largest absolute value, None without a critic. Infinite where the policy may never end.
+    """
+
+    optimal_return: float
+    expected_return: float
+    value_gap: float
+    optimal_share: float
+    critic_rmse: float | None
+    critic_worst: float | None
+
+    @property
+    def gap(self) -> float:
+        """J* - J(pi)."""
+        return self.optimal_return - self.expected_return
+
+
+@dataclass(frozen=True, slots=True)
+class GridMove:
+    """One move of a recorded walk, for the microscope. Values in points, log-probabilities in nats.
+
+    ``value`` is the prediction at the departing state when the walk was made, ``outcome`` the discounted
+    reward-to-go that followed, ``gain`` the advantage the update used. ``ratio`` is pi_new / pi_old of the move after
+    the update, ``clipped`` whether the clip removed its gradient there. None where the algorithm has no such number.
+    """
+
+    state: int
+    action: int
+    reward: float
+    next_state: int
+    value: float | None
+    outcome: float
+    gain: float | None
+    ratio: float | None
+    clipped: bool | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridSnapshot:
+    """A point of a training run on a grid, after ``iteration`` updates (0: before the first).
+
+    ``policy`` [states, actions] is the policy that acts, ``values`` [states] what the learner predicts (None: it has no
+    critic), ``walk`` one walk of the batch, ``ratios`` and ``gains`` [moves] a sample of the batch at the iteration's
+    end, for the clipping picture; empty where the algorithm has none.
+    """
+
+    iteration: int
+    moves: int
+    policy: Float[Tensor, "states actions"]
+    values: Float[Tensor, " states"] | None
+    truth: GridTruth
+    walk: tuple[GridMove, ...]
+    ratios: Float[Tensor, " moves"]
+    gains: Float[Tensor, " moves"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridTraining:
+    """A finished run of ``algorithm`` on a grid: its settings, its snapshots in order, and the exact answers.
+
+    ``visits`` [states] counts how often training stood in each state; ``seconds`` is wall time without the exact
+    measurements.
+    """
+
+    algorithm: str
+    seed: int
+    discount: float
+    clip: float | None
+    settings: Mapping[str, Any]
+    snapshots: tuple[GridSnapshot, ...]
+    visits: Int[Tensor, " states"]
+    seconds: float
+
+    @property
+    def last(self) -> GridSnapshot:
+        return self.snapshots[-1]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -48,6 +48,27 @@ class Mdp:
         object.__setattr__(self, "available", available)
         object.__setattr__(self, "transition", transition)
         object.__setattr__(self, "reward", reward)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseMdp:
+    """The same as successor lists, for worlds too large for [S, A, S]: action ``a`` in state ``s`` leads to state
+    ``successor[s, a, k]`` with probability ``probability[s, a, k]``. A successor may occur more than once; entries of
+    probability 0 mean nothing. The other fields as in ``Mdp``.
+    """
+
+    successor: Int[Tensor, "states actions outcomes"]
+    probability: Float[Tensor, "states actions outcomes"]
+    reward: Float[Tensor, "states actions"]
+    terminal: Bool[Tensor, " states"]
+    available: Bool[Tensor, "states actions"]
+
+    def dense(self) -> Mdp:
+        """The same process with ``transition`` [S, A, S]: memory grows with the square of the states."""
+        states, actions = self.reward.shape
+        transition = self.probability.new_zeros(states, actions, states)
+        transition.scatter_add_(2, self.successor, self.probability)
+        return Mdp(transition, self.reward, self.terminal, self.available)
 
 
 def action_values(mdp: Mdp, values: Float[Tensor, " states"], discount: float) -> Float[Tensor, "states actions"]:

@@ -1,9 +1,16 @@
 """A gridworld written as text: the standing oracle, solved exactly by ``maths.bellman``.
 
-A map is rows of tokens separated by white space: ``#`` a wall, ``.`` a free cell, ``S`` a free cell where episodes
-start (without any ``S``, every free cell is a start), and a number such as ``+5`` or ``-1``: a terminal cell worth that
-many points. A move goes up, right, down or left and costs ``step_cost``; moves into walls and over the border do not
-exist.
+A map is rows of tokens separated by white space:
+
+    #      a wall
+    .      a free cell; ``S`` one where episodes start (without any ``S``, every free cell is a start)
+    ~3     a free cell in which each move made costs 3 instead of the step cost; ``S~3`` the same as a start
+    +5     a terminal cell worth that many points; an episode ends on arrival
+
+A move goes up, right, down or left and costs what its departing cell costs. With probability ``slip`` it goes to one of
+the two sides instead, each equally likely. What is a move into a wall or over the border? ``blocked="mask"``: it does
+not exist (a slip into a wall stays). ``blocked="bump"``: it exists, stays and costs. A cell walled in on all four sides
+keeps its four moves in either case, and they stay.
 """
 
 from __future__ import annotations
@@ -12,23 +19,26 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from upslope.errors import InputError
-from upslope.maths.bellman import Mdp
+from upslope.maths.bellman import Mdp, SparseMdp
 
 Cell: TypeAlias = tuple[int, int]
 """``(row, column)``, counted from 0 at the top left."""
+Blocked: TypeAlias = Literal["mask", "bump"]
 
 ACTIONS = ("up", "right", "down", "left")
-"""Names of the actions 0 to 3."""
+"""Names of the actions 0 to 3, clockwise: the sides of action ``a`` are ``a - 1`` and ``a + 1`` modulo 4."""
 
 _STEPS: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
 _POINTS = re.compile(r"[+-]?\d+(\.\d+)?")
+_FREE = re.compile(r"\.|S|S?~(?P<cost>\d+(\.\d+)?)")
 
 SIX_BY_SIX = """
  .   .   .   .   .  +5
@@ -46,7 +56,8 @@ class Gridworld:
     """A parsed map.
 
     ``cells[s]`` is the cell of state ``s``, row by row: free cells and terminals; ``index`` is its inverse.
-    ``terminals`` maps terminal cells to their points; ``starts`` are the cells where episodes begin.
+    ``terminals`` maps terminal cells to their points, ``costs`` the cells with a cost of their own to it; ``starts``
+    are the cells where episodes begin, ``starts_given`` says whether the map names them.
     """
 
     rows: int
@@ -55,40 +66,98 @@ class Gridworld:
     index: Mapping[Cell, int]
     walls: frozenset[Cell]
     terminals: Mapping[Cell, float]
+    costs: Mapping[Cell, float]
     starts: tuple[Cell, ...]
+    starts_given: bool
     step_cost: float
+    slip: float
+    blocked: Blocked
 
     ACTIONS: ClassVar[tuple[str, ...]] = ACTIONS
 
+    @property
+    def text(self) -> str:
+        """The map as ``parse`` reads it, its columns aligned."""
+        tokens = [[self._token((row, column)) for column in range(self.columns)] for row in range(self.rows)]
+        width = max(len(token) for line in tokens for token in line)
+        return "\n".join(" ".join(token.rjust(width) for token in line) for line in tokens)
+
+    def _token(self, cell: Cell) -> str:
+        if cell in self.walls:
+            return "#"
+        if cell in self.terminals:
+            return f"{self.terminals[cell]:+.15g}"
+        start = "S" if self.starts_given and cell in self.starts else ""
+        return f"{start}~{self.costs[cell]:.15g}" if cell in self.costs else start or "."
+
+    def cost(self, cell: Cell) -> float:
+        """What a move made from ``cell`` costs."""
+        return self.costs.get(cell, self.step_cost)
+
     def neighbour(self, cell: Cell, action: int) -> Cell | None:
-        """Where a move leads; None if it does not exist (a wall, the border, or ``cell`` is terminal)."""
+        """The cell beside ``cell``; None if a wall or the border is there, or ``cell`` is terminal."""
         there = (cell[0] + _STEPS[action][0], cell[1] + _STEPS[action][1])
         return there if there in self.index and cell not in self.terminals else None
 
-    def mdp(self) -> Mdp:
-        """The grid as arrays, in float64: reward ``-step_cost``, plus its points on entering a terminal (value 0).
+    def exists(self, cell: Cell, action: int) -> bool:
+        """Whether the move may be chosen: see ``blocked`` at the top of this file."""
+        if cell in self.terminals:
+            return False
+        if self.blocked == "bump" or self.neighbour(cell, action) is not None:
+            return True
+        return all(self.neighbour(cell, other) is None for other in range(len(ACTIONS)))
 
-        States are ``cells``, actions ``ACTIONS``; moves that do not exist are not available.
+    def outcomes(self, cell: Cell, action: int) -> tuple[tuple[float, Cell], ...]:
+        """``(probability, next cell)`` of a move: where it is aimed, then its two sides if the world is slippery.
+
+        A blocked direction stays. Probabilities sum to 1; a cell may occur more than once. ``()`` in terminal cells.
         """
-        states, actions = len(self.cells), len(ACTIONS)
-        transition = torch.zeros(states, actions, states, dtype=torch.float64)
+        if cell in self.terminals:
+            return ()
+        aims = [(1.0 - self.slip, action)]
+        if self.slip > 0:
+            aims += [(self.slip / 2, (action - 1) % 4), (self.slip / 2, (action + 1) % 4)]
+        return tuple((chance, self.neighbour(cell, aim) or cell) for chance, aim in aims)
+
+    def sparse_mdp(self) -> SparseMdp:
+        """The grid as successor lists, in float64: 1 a move, 3 if slippery. For worlds of any size.
+
+        The reward is expected: ``-cost(cell)``, plus the points of the terminal cells it may enter (their value is 0).
+        """
+        states, actions, width = len(self.cells), len(ACTIONS), 3 if self.slip > 0 else 1
+        successor = torch.arange(states).view(-1, 1, 1).repeat(1, actions, width)
+        probability = torch.zeros(states, actions, width, dtype=torch.float64)
         reward = torch.zeros(states, actions, dtype=torch.float64)
         available = torch.zeros(states, actions, dtype=torch.bool)
         for state, cell in enumerate(self.cells):
             for action in range(actions):
-                there = self.neighbour(cell, action)
-                if there is not None:
-                    transition[state, action, self.index[there]] = 1.0
-                    reward[state, action] = self.terminals.get(there, 0.0) - self.step_cost
-                    available[state, action] = True
+                if not self.exists(cell, action):
+                    continue
+                outcomes = self.outcomes(cell, action)
+                successor[state, action] = torch.tensor([self.index[there] for _, there in outcomes])
+                probability[state, action] = torch.tensor([chance for chance, _ in outcomes], dtype=torch.float64)
+                reward[state, action] = sum(
+                    chance * self.terminals.get(there, 0.0) for chance, there in outcomes
+                ) - self.cost(cell)
+                available[state, action] = True
         terminal = torch.tensor([cell in self.terminals for cell in self.cells])
-        return Mdp(transition, reward, terminal, available)
+        return SparseMdp(successor, probability, reward, terminal, available)
+
+    def mdp(self) -> Mdp:
+        """The grid as dense arrays, in float64. States are ``cells``, actions ``ACTIONS``. See ``sparse_mdp``."""
+        return self.sparse_mdp().dense()
+
+    def start_distribution(self) -> Float[Tensor, " states"]:
+        """Uniform over ``starts``, in float64."""
+        start = torch.zeros(len(self.cells), dtype=torch.float64)
+        start[[self.index[cell] for cell in self.starts]] = 1.0 / len(self.starts)
+        return start
 
     def display_values(self, values: Float[Tensor, " states"]) -> Float[Tensor, " states"]:
         """``values`` with each terminal showing its points instead of 0.
 
-        In this view, and with optimal values under discount 1, every free cell equals its best neighbour minus
-        ``step_cost``.
+        In this view, and with optimal values under discount 1 and no slip, every free cell equals its best neighbour
+        minus what a move from it costs.
         """
         shown = values.clone()
         for cell, points in self.terminals.items():
@@ -96,14 +165,18 @@ class Gridworld:
         return shown
 
 
-def parse(text: str, step_cost: float = 1.0) -> Gridworld:
+def parse(text: str, step_cost: float = 1.0, slip: float = 0.0, blocked: Blocked = "mask") -> Gridworld:
     """Read a map (see the top of this file). Blank lines are skipped.
 
     Raises InputError, naming row and column counted from 1: an unknown token, rows of unequal length, no terminal, no
-    free cell, a free cell that no move leaves, or a ``step_cost`` that is negative or not finite.
+    free cell, a ``step_cost`` that is negative or not finite, a ``slip`` outside [0, 1], an unknown ``blocked``.
     """
     if not (math.isfinite(step_cost) and step_cost >= 0):
         raise InputError("step_cost", f"found {step_cost}, expected a number that is not negative", "use 1.0")
+    if not 0.0 <= slip <= 1.0:
+        raise InputError("slip", f"found {slip}, expected a probability between 0 and 1", "use 0.1")
+    if blocked not in ("mask", "bump"):
+        raise InputError("blocked", f"found {blocked!r}, expected 'mask' or 'bump'", "use 'mask'")
     grid = [line.split() for line in text.splitlines() if line.strip()]
     for row, tokens in enumerate(grid):
         if len(tokens) != len(grid[0]):
@@ -113,35 +186,50 @@ def parse(text: str, step_cost: float = 1.0) -> Gridworld:
                 "write one token a cell, separated by spaces, and rows of equal length",
             )
     tokens_at = {(row, column): token for row, tokens in enumerate(grid) for column, token in enumerate(tokens)}
+    terminals, costs, free = {}, {}, []
     for (row, column), token in tokens_at.items():
-        if token not in ("#", ".", "S") and not _POINTS.fullmatch(token):
+        if _POINTS.fullmatch(token):
+            terminals[row, column] = float(token)
+        elif found := _FREE.fullmatch(token):
+            free.append((row, column))
+            if found["cost"] is not None:
+                costs[row, column] = float(found["cost"])
+        elif token != "#":
             raise InputError(
                 f"map row {row + 1}, column {column + 1}",
-                f"found {token!r}, expected '#', '.', 'S' or points such as +5",
+                f"found {token!r}, expected '#', '.', 'S', a cost such as ~3 or S~3, or points such as +5",
                 "replace that token",
             )
-    cells = tuple(cell for cell, token in tokens_at.items() if token != "#")
-    terminals = {cell: float(token) for cell, token in tokens_at.items() if _POINTS.fullmatch(token)}
-    free = tuple(cell for cell in cells if cell not in terminals)
     if not free:
         raise InputError("map", "found no free cell, expected at least one", "write '.' where one may walk")
     if not terminals:
         raise InputError("map", "found no terminal cell, expected at least one", "write points such as +5 in a cell")
-    world = Gridworld(
+    cells = tuple(cell for cell, token in tokens_at.items() if token != "#")
+    starts = tuple(cell for cell in free if tokens_at[cell].startswith("S"))
+    return Gridworld(
         rows=len(grid),
         columns=len(grid[0]),
         cells=cells,
         index={cell: state for state, cell in enumerate(cells)},
         walls=frozenset(cell for cell, token in tokens_at.items() if token == "#"),
         terminals=terminals,
-        starts=tuple(cell for cell in free if tokens_at[cell] == "S") or free,
+        costs=costs,
+        starts=starts or tuple(free),
+        starts_given=bool(starts),
         step_cost=float(step_cost),
+        slip=float(slip),
+        blocked=blocked,
     )
-    for row, column in free:
-        if all(world.neighbour((row, column), action) is None for action in range(len(ACTIONS))):
-            raise InputError(
-                f"map row {row + 1}, column {column + 1}",
-                "found a free cell between walls that no move leaves",
-                "open a cell beside it, or make it a wall",
-            )
-    return world
+
+
+def read(path: Path | str, step_cost: float = 1.0, slip: float = 0.0, blocked: Blocked = "mask") -> Gridworld:
+    """Parse the map in a text file. Raises InputError that names the file; see ``parse``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+        raise InputError(str(path), f"the map cannot be read: {what}", "give the path of a text file") from error
+    try:
+        return parse(text, step_cost, slip, blocked)
+    except InputError as error:
+        raise InputError(f"{path}, {error.where}", error.problem, error.fix) from error

@@ -16,7 +16,6 @@ from tests.learner.support import (
     gradients,
     native_norms,
     ours,
-    patch_norms,
     policy,
     small_chunks,
     stock_gradients,
@@ -187,11 +186,11 @@ def test_values_stand_before_each_target_and_after_the_last_token() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [64, 4096])
-def test_smollm2_gradient_is_autograds_of_the_stock_model(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled 135M model in float32 against stock forward and autograd in float64: within 1e-5, relative.
+def test_smollm2_gradient_is_autograds_of_the_stock_model(tokens: int) -> None:
+    """The bundled 135M model in float32: each element of each parameter's gradient within 1e-5 of stock's.
 
-    Stock in float32 is no oracle here: its own log-softmax over 49,152 words is off by 6e-5 (8e-4 in its worst
-    parameter).
+    Only stock's last step, the log-softmax over 49,152 words, is taken in float64: in float32 it alone is off by 6e-5
+    of the gradient (2e-4 in its worst parameter), more than what is to be seen here.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -207,11 +206,21 @@ def test_smollm2_gradient_is_autograds_of_the_stock_model(tokens: int, monkeypat
     rows = Batch(pad(ids, torch.long), lengths, chosen, torch.tensor([0, 0, 1, 1]))
     learner = policy(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval(), tokens)
     learner.gradient(rows, sft.SftTargets(rows.mask), weighting.token_mean(rows.mask), sft.loss)
-    found = gradients(learner)
+    found = {name.removeprefix("model."): grad for name, grad in gradients(learner).items()}
     del learner
-    patch_norms(monkeypatch)
-    stock = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64, attn_implementation="sdpa").eval()
-    wanted = stock_gradients(stock, -chosen_logprobs(stock, rows)[rows.mask].mean())
-    error = sum(float((found[f"model.{name}"].double() - grad).square().sum()) for name, grad in wanted.items())
-    assert (error / sum(float(grad.square().sum()) for grad in wanted.values())) ** 0.5 < 1e-5
-    assert max(float((found[f"model.{n}"] - grad).norm() / grad.norm()) for n, grad in wanted.items()) < 5e-5
+    stock = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
+    loss = torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(lengths.tolist()):
+        logits = stock(input_ids=rows.token_ids[row : row + 1, :length], use_cache=False).logits[0, :-1]
+        table = logits.double().log_softmax(-1)
+        said = table.gather(-1, rows.targets[row, : length - 1, None])[:, 0]
+        loss = loss - (said * rows.mask[row, : length - 1]).sum() / rows.mask.sum()
+    wanted = stock_gradients(stock, loss)
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(
+            found[name], grad, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert float((found[name] - grad).norm()) < 2e-5 * float(grad.norm()), name
+    error = sum(float((found[name].double() - grad).square().sum()) for name, grad in wanted.items())
+    assert (error / sum(float(grad.double().square().sum()) for grad in wanted.values())) ** 0.5 < 1e-5

@@ -326,3 +326,21 @@ def test_recipe_errors_come_without_torch(tmp_path: Path) -> None:
 
 def test_sft_needs_no_reward(tmp_path: Path) -> None:
     assert load(write(tmp_path, "data: rows.jsonl\n"), SftRecipe).recipe.reward.function is None
+
+
+# ------------------------------------------------------------------------------------------------ a recipe stays small
+def leaves(value: Any) -> int:
+    return sum(map(leaves, value.values())) if isinstance(value, dict) else 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_ready_recipe_sets_at_most_20_keys(path: Path) -> None:
+    assert leaves(yaml.safe_load(path.read_text())) <= 20
+
+
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_an_algorithm_has_at_most_20_fields_of_its_own(kind: str) -> None:
+    """Its section and ``train``; what the other sections say means the same in each recipe."""
+    fields = RECIPES[kind].model_fields
+    own = [fields[section].annotation.model_fields for section in (kind, "train")]  # type: ignore[union-attr]
+    assert sum(map(len, own)) <= 20

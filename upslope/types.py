@@ -250,6 +250,31 @@ class Task(Protocol):
     def reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]: ...
 
 
+@runtime_checkable
+class Rendering(Protocol):
+    """Texts as token ids, for a task that needs to know them (``text.rendering.Renderer``). ``completion`` ends with
+    ``stop_id``."""
+
+    tokenizer: Any
+    stop_id: int
+
+    def prompt(self, content: Content) -> list[int]: ...
+
+    def completion(self, text: str) -> list[int]: ...
+
+
+@runtime_checkable
+class Confined(Protocol):
+    """A task that also says which tokens a completion may hold, and how many: ``longest``, the stop token included.
+
+    Where ``allowed`` leaves only the stop token at every end, each completion stops: none is ever cut.
+    """
+
+    longest: int
+
+    def allowed(self, renderer: Rendering) -> Allowed: ...
+
+
 # --------------------------------------------------------------------------------------- what training on a grid leaves
 @dataclass(frozen=True, slots=True)
 class GridTruth:
@@ -314,11 +339,24 @@ class GridSnapshot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GridPortrait:
+    """One state's way through both networks at the end of a training: the encoded ``state``, what each hidden layer
+    answers to it, and what comes out: its value in points, and a probability for each action."""
+
+    state: int
+    inputs: Float[Tensor, " features"]
+    value_layers: tuple[Tensor, ...]
+    value: float
+    policy_layers: tuple[Tensor, ...]
+    probabilities: Float[Tensor, " actions"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GridTraining:
     """A finished run of ``algorithm`` on a grid: its settings, its snapshots in order, and the exact answers.
 
     ``visits`` [states] counts how often training stood in each state; ``seconds`` is wall time without the exact
-    measurements.
+    measurements, ``portrait`` one state in both networks (None: the learner has not both).
     """
 
     algorithm: str
@@ -329,6 +367,7 @@ class GridTraining:
     snapshots: tuple[GridSnapshot, ...]
     visits: Int[Tensor, " states"]
     seconds: float
+    portrait: GridPortrait | None = None
 
     @property
     def last(self) -> GridSnapshot:

@@ -1,7 +1,8 @@
 """From a name to a model that sampler and learner can share. Safetensors only, no remote code.
 
-A name is a directory, a hub id, or the bundled ``smollm2-135m-instruct``. What can be refused cheaply is refused before
-weights are read; after loading, our forward pass is compared with the stock one (``verify``).
+A name is a directory, a hub id, the bundled ``smollm2-135m-instruct`` or the made-up ``text-grid-tiny``. What can be
+refused cheaply is refused before weights are read; after loading, our forward pass is compared with the stock one
+(``verify``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from upslope.errors import InputError, MachineError
-from upslope.models import attention, bundled
+from upslope.models import attention, bundled, tiny
 from upslope.models.quiet import quiet
 from upslope.models.verify import verify
 
@@ -105,6 +106,8 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
     """
     if name == bundled.NAME:
         return str(bundled.directory(notice))
+    if (seed := tiny.seed_of(name)) is not None:
+        return str(tiny.directory(seed))
     path = Path(name)
     if not path.exists():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):

@@ -83,10 +83,9 @@ def evaluate(
         InputError: as a training run's rows, reward and model.
     """
     from upslope.models import loading
-    from upslope.recipes.setup import fit_prompts, load_rows
+    from upslope.recipes.setup import fit_prompts, load_rows, sampling_of
     from upslope.rollout.sampler import InProcessSampler
     from upslope.text.rendering import Renderer
-    from upslope.types import Sampling
     from upslope.worlds.rewards import RewardProcess
 
     given = {
@@ -119,7 +118,7 @@ def evaluate(
         kept = fit_prompts(chosen[:prompts], renderer, section, card.context, max_new_tokens, split, lambda text: None)
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
         sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
-        warm = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature)
+        warm = sampling_of(settings, renderer, rows.confined)
         both = [
             score(sampler, renderer, process, kept, sampling, seed)
             for sampling in (replace(warm, temperature=0.0), warm)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import InputError
-from upslope.recipes.configs import DataSection, Recipe, RewardSection, SftRecipe
+from upslope.recipes.configs import DataSection, Recipe, RewardSection, SamplingSection, SftRecipe
 from upslope.text import rows as reading
 from upslope.worlds.rewards import RewardProcess, check_source
 from upslope.worlds.task import load_task, split_rows
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from upslope.rollout.sampler import InProcessSampler
     from upslope.run.session import Run
     from upslope.text.rendering import Renderer
-    from upslope.types import Encoded, Example, Prompt, Sampling
+    from upslope.types import Confined, Encoded, Example, Prompt, Sampling
 
 RewardFunction = Callable[..., Any]
 
@@ -37,6 +37,8 @@ class Rows:
     heldout_examples: Sequence[Example] = ()
     reward: str | RewardFunction | None = None
     facts: dict[str, Any] | None = None
+    confined: Confined | None = None
+    """The task, where it says which tokens a completion may hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
         attempt(lambda: reading.peek(path, data.columns, need=need))
     elif data.task is not None:
         name = data.task
-        attempt(lambda: load_task(name, data.options))
+        attempt(lambda: confined(load_task(name, data.options), recipe.sampling.max_new_tokens))  # type: ignore[attr-defined]
     function = getattr(recipe, "reward", RewardSection()).function
     if function is not None and reward is None:
         attempt(lambda: check_source(function))
@@ -93,7 +95,7 @@ def load_rows(data: DataSection, reward: str | RewardFunction | None, seed: int,
         examples = {split: task.examples(split) if supervised else () for split in ("train", "heldout")}
         return Rows(
             task.prompts("train"), task.prompts("heldout"), examples["train"], examples["heldout"],
-            reward or task.reward_source, {"task": data.task, "options": data.options},
+            reward or task.reward_source, {"task": data.task, "options": data.options}, confined(task),
         )  # fmt: skip
     table = reading.read_rows(str(data.path), columns=data.columns)
     facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
@@ -102,6 +104,29 @@ def load_rows(data: DataSection, reward: str | RewardFunction | None, seed: int,
         return Rows(train, heldout, reward=reward, facts=facts)
     learn, keep = split_rows(reading.to_examples(table.rows, table.where), data.heldout, seed)
     return Rows((), [_question(row, table.rows[int(row.id) - 1]) for row in keep], learn, keep, reward, facts)
+
+
+def confined(task: Any, max_new_tokens: int | None = None) -> Confined | None:
+    """The task if it says which tokens a completion may hold, else None.
+
+    Raises:
+        InputError: its completions need more room than ``max_new_tokens``: one that is cut would be no text of it.
+    """
+    if not hasattr(task, "allowed"):  # not isinstance: that needs types, and so torch
+        return None
+    if max_new_tokens is not None and max_new_tokens < task.longest:
+        problem = f"found {max_new_tokens}, but completions of task {task.name} take up to {task.longest} tokens"
+        raise InputError("sampling.max_new_tokens", problem, f"set it to {task.longest}")
+    return task  # type: ignore[no-any-return]
+
+
+def sampling_of(settings: SamplingSection, renderer: Renderer, task: Confined | None) -> Sampling:
+    """How completions are drawn: the recipe's settings, the model's end tokens, and what the task allows."""
+    from upslope.types import Sampling
+
+    confined(task, settings.max_new_tokens)
+    allowed = None if task is None else task.allowed(renderer)
+    return Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature, settings.stop, allowed)
 
 
 def _question(row: Example, columns: Mapping[str, Any]) -> Prompt:
@@ -187,7 +212,6 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     from upslope.models import loading
     from upslope.rollout.sampler import InProcessSampler
     from upslope.text.rendering import Renderer
-    from upslope.types import Sampling
 
     supervised = isinstance(recipe, SftRecipe)
     section: RewardSection = recipe.reward  # type: ignore[attr-defined]
@@ -202,7 +226,8 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     run.phase(0, "loading")
     card = loading.read_card(recipe.model.name, recipe.model.chat_template, run.notice)
     renderer = Renderer(card.tokenizer, card.stop_ids, recipe.data.chat, recipe.data.system_prompt)
-    settings = recipe.sampling  # type: ignore[attr-defined]
+    settings: SamplingSection = recipe.sampling  # type: ignore[attr-defined]
+    sampling = sampling_of(settings, renderer, rows.confined)
     arguments = (recipe.data, card.context, settings.max_new_tokens)
     train = fit_prompts(rows.train, renderer, *arguments, "training", run.notice)
     # Prompts that no evaluation will answer need no room for an answer.
@@ -226,7 +251,6 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     run.folder.update(**facts)
     run.start(facts)
     model = loading.load(card, device, dtype, recipe.model.gradient_checkpointing)
-    sampling = Sampling(settings.max_new_tokens, renderer.stop_ids, settings.temperature, stop_strings=settings.stop)
     sampler = InProcessSampler(model.model, card.context, decode=renderer.text)
     return Workshop(run, model, renderer, sampler, sampling, train, heldout, examples, heldout_examples, process)
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upslope.errors import InputError
 from upslope.worlds.arithmetic import Arithmetic
+from upslope.worlds.text_gridworld import TextGrid
 
 if TYPE_CHECKING:
     from upslope.types import Task
 
 Item = TypeVar("Item")
-TASKS: dict[str, Callable[..., Any]] = {"arithmetic": Arithmetic}
+TASKS: dict[str, Callable[..., Any]] = {"arithmetic": Arithmetic, "text-grid": TextGrid}
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
@@ -30,15 +31,18 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
             "data.task", f"no built-in task {name!r}. Tasks: {', '.join(TASKS)}", _nearest(name, TASKS, "data.task: ")
         )
     known = inspect.signature(TASKS[name]).parameters
-    for option, value in (options or {}).items():
+    given = dict(options or {})
+    for option, value in given.items():
         where = f"data.options.{option}"
         if option not in known:
             problem = f"task {name} has no option {option!r}. Options: {', '.join(known)}"
             raise InputError(where, problem, _nearest(option, known, "data.options."))
         kind = type(known[option].default)
-        if type(value) is not kind:
+        if kind is float and type(value) is int:
+            given[option] = float(value)
+        elif type(value) is not kind:
             raise InputError(where, f"found {value!r}, expected {kind.__name__}", f"give it as {kind.__name__}")
-    return TASKS[name](**(options or {}))
+    return TASKS[name](**given)
 
 
 def _nearest(name: str, known: Mapping[str, Any], before: str) -> str:

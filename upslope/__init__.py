@@ -4,10 +4,15 @@
     run = upslope.grpo(model="smollm2-135m-instruct", data="rows.jsonl", reward=my_reward, steps=40)
     run.metrics, run.model, run.report
 
-Importing this package imports no torch; the first recipe does.
+    world = upslope.gridworld(". . +5")
+    upslope.solve(world).optimal_values, upslope.grid(world, learn="ppo").last.truth
+
+Importing this package registers the Gymnasium environment ``upslope/Grid-v0`` and imports no torch; the first recipe
+does.
 """
 
-from upslope.api import FinishedRun, evaluate, grpo, ppo, sft
+import upslope.worlds.grid_env as _grid_env  # noqa: F401  (registers upslope/Grid-v0)
+from upslope.api import FinishedRun, draw, evaluate, grid, gridworld, grpo, ppo, sft, solve
 
 __version__ = "0.1.0"
-__all__ = ["FinishedRun", "evaluate", "grpo", "ppo", "sft"]
+__all__ = ["FinishedRun", "draw", "evaluate", "grid", "gridworld", "grpo", "ppo", "sft", "solve"]

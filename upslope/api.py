@@ -16,6 +16,9 @@ from upslope.run.recipe import Loaded, build
 if TYPE_CHECKING:
     from upslope.recipes.evaluation import Evaluation
     from upslope.run.session import Listener
+    from upslope.types import GridTraining
+    from upslope.worlds.grid_truth import Exact
+    from upslope.worlds.gridworld import Gridworld
 
 RewardFunction = Callable[..., Any]
 Mode = Literal["new", "resume", "overwrite"]
@@ -82,6 +85,54 @@ def evaluate(model: str, **keywords: Any) -> Evaluation:
     from upslope.recipes.evaluation import evaluate as score
 
     return score(model, **keywords)
+
+
+def gridworld(map: str | Path | None = None, **options: Any) -> Gridworld:
+    """A gridworld from the text of a map, or from the file at a path; without one, the built-in 6x6 world.
+
+    ``options`` are ``step_cost`` (1), ``slip`` (0) and ``blocked`` ("mask" or "bump"); see
+    ``upslope.worlds.gridworld`` for the map's tokens and the errors.
+    """
+    from upslope.worlds import gridworld as grids
+
+    if map is None:
+        return grids.parse(grids.SIX_BY_SIX, **options)
+    as_file = isinstance(map, Path) or ("\n" not in map and Path(map).suffix == ".txt")
+    return grids.read(map, **options) if as_file else grids.parse(str(map), **options)
+
+
+def solve(world: Gridworld, discount: float = 1.0) -> Exact:
+    """The exact solution of a gridworld: ``optimal_values``, ``optimal_actions``, ``optimal_return``, and ``measure``
+    for any policy and critic. See ``upslope.worlds.grid_truth.Exact``."""
+    from upslope.worlds.grid_truth import solve as exactly
+
+    return exactly(world, discount)
+
+
+def grid(world: Gridworld | None = None, learn: str = "ppo", **settings: Any) -> GridTraining:
+    """Learn on a gridworld and record it beside the exact answers: ``grid(world, learn="ppo", seed=0)``.
+
+    ``learn`` is ppo, grpo, values, policy, reinforce or q-learning; ``settings`` are keys of
+    ``upslope.recipes.configs.GridRecipe``. Raises InputError or InputErrors where something given cannot be used.
+    """
+    from upslope.gridrun import recipe_of
+    from upslope.recipes.grid import train
+
+    return train(gridworld() if world is None else world, recipe_of(learn, settings, "upslope.grid()"))
+
+
+def draw(world: Gridworld, what: Exact | GridTraining, path: str | Path) -> Path:
+    """A picture of an exact solution, or of what a training ended with: values and policy, as a PNG."""
+    from upslope.maths.bellman import greedy_policy
+    from upslope.types import GridTraining
+    from upslope.views.grid import draw_grid
+
+    if isinstance(what, GridTraining):
+        last, title = what.last, f"{what.algorithm}, seed {what.seed}"
+        values = last.values if last.values is not None else solve(world, what.discount).policy_values(last.policy)
+        return draw_grid(world, world.display_values(values), last.policy, path, title)
+    return draw_grid(world, world.display_values(what.optimal_values), greedy_policy(what.optimal_actions), path,
+                     "Solved exactly")  # fmt: skip
 
 
 def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:

@@ -140,11 +140,36 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 
 @app.command()
-def grid() -> None:
-    """The 6x6 gridworld, solved exactly: values and greedy arrows."""
-    from upslope.demo import show_grid
+def grid(
+    map_file: Annotated[
+        Optional[Path], typer.Argument(metavar="[MAP]", help="A map in a text file; none: the built-in 6x6.")  # noqa: UP045
+    ] = None,
+    step_cost: Annotated[float, typer.Option(help="What a move costs, in points.")] = 1.0,
+    slip: Annotated[float, typer.Option(help="Probability that a move goes to one of its two sides.")] = 0.0,
+    blocked: Annotated[
+        str, typer.Option(help="Moves into walls: mask (there are none) or bump (stay).")
+    ] = "mask",
+    discount: Annotated[float, typer.Option(help="gamma, a move.")] = 1.0,
+    learn: Annotated[
+        Optional[str], typer.Option(help="values, policy, ppo, grpo, reinforce or q-learning; none: all.")  # noqa: UP045
+    ] = None,
+    features: Annotated[str, typer.Option(help="What networks see of a cell: one-hot, xy or fourier.")] = "one-hot",
+    iterations: Annotated[Optional[int], typer.Option(help="Batches of walks; none: the learner's default.")] = None,  # noqa: UP045
+    seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    size: Annotated[
+        Optional[int], typer.Option(min=10, max=200, help="The catch: a generated world so wide, table and network.")  # noqa: UP045
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures and the live page.")] = Path("runs/grid"),
+) -> None:
+    """A gridworld: solved exactly, learned by networks, drawn; a table and a live page (grid.html) at the end."""
+    from upslope.gridrun import grid_command
 
-    show_grid(Console(), Path("runs/grid.png"))
+    settings: dict[str, Any] = {"discount": discount, "features": features}
+    if iterations is not None:
+        settings["iterations"] = iterations
+    world = {"step_cost": step_cost, "slip": slip, "blocked": blocked}
+    grid_command(map_file, world, learn, settings, range(seed, seed + seeds), size, out)
 
 
 @app.command()

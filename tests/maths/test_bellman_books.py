@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 import gymnasium
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from upslope.maths import bellman
 from upslope.maths.bellman import Mdp
+from upslope.worlds.mdp import from_gymnasium
 
 F64 = torch.float64
 
@@ -76,26 +76,14 @@ def russell_norvig_4x3() -> tuple[Mdp, list[tuple[int, int]]]:
     return Mdp(transition, reward, terminal), cells
 
 
-def from_toy_text(table: Mapping[int, Mapping[int, list[tuple[float, int, float, bool]]]]) -> Mdp:
-    """Gymnasium's ``P[s][a] = [(probability, next state, reward, done)]`` as arrays."""
-    transition, reward, terminal = blank(len(table), len(table[0]))
-    for s, actions in table.items():
-        for a, outcomes in actions.items():
-            for probability, there, paid, done in outcomes:
-                transition[s, a, int(there)] += probability
-                reward[s, a] += probability * paid
-                terminal[int(there)] |= done
-    return Mdp(transition, reward, terminal)
-
-
 @pytest.fixture(scope="module")
 def cliff() -> Mdp:
-    return from_toy_text(gymnasium.make("CliffWalking-v1").unwrapped.P)  # type: ignore[attr-defined]
+    return from_gymnasium(gymnasium.make("CliffWalking-v1"))
 
 
 @pytest.fixture(scope="module")
 def frozen_lake() -> Mdp:
-    return from_toy_text(gymnasium.make("FrozenLake-v1", is_slippery=True).unwrapped.P)  # type: ignore[attr-defined]
+    return from_gymnasium(gymnasium.make("FrozenLake-v1", is_slippery=True))
 
 
 # ------------------------------------------------------------------------------------------------- figures of the books

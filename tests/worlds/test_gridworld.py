@@ -1,20 +1,24 @@
-"""The text gridworld against breadth-first search, hand maps, and the rule "cell value = best neighbour - 1"."""
+"""The text gridworld against breadth-first search, Dijkstra, hand maps, and "cell value = best neighbour - 1"."""
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from upslope.errors import InputError
 from upslope.maths import bellman
+from upslope.maths.bellman import Mdp, SparseMdp
 from upslope.worlds import gridworld
-from upslope.worlds.gridworld import Cell, Gridworld
+from upslope.worlds.gridworld import Blocked, Cell, Gridworld
 
 SMALL = """
  .  .  +5
@@ -60,12 +64,17 @@ def random_map(seed: int) -> str:
     return "\n".join(" ".join(tokens[r * columns : (r + 1) * columns]) for r in range(rows))
 
 
-def parsed_or_skipped(text: str) -> Gridworld:
+def parsed_or_skipped(text: str, slip: float = 0.0, blocked: Blocked = "mask") -> Gridworld:
     try:
-        return gridworld.parse(text)
-    except InputError:  # no free cell, or one that no move leaves
+        return gridworld.parse(text, slip=slip, blocked=blocked)
+    except InputError:  # no free cell
         assume(False)
         raise
+
+
+def uniform(mdp: Mdp | SparseMdp) -> Tensor:
+    available = mdp.available.to(torch.float64)
+    return available / available.sum(1, keepdim=True).clamp(min=1)
 
 
 def check_against_search(world: Gridworld) -> None:
@@ -84,7 +93,7 @@ def check_the_rule(world: Gridworld) -> None:
             continue
         row, column = cell
         around = ((row - 1, column), (row, column + 1), (row + 1, column), (row, column - 1))
-        best = max(shown[world.index[there]].item() for there in around if there in world.index)
+        best = max((shown[world.index[there]].item() for there in around if there in world.index), default=-math.inf)
         assert shown[world.index[cell]].item() == best - 1
 
 
@@ -196,6 +205,17 @@ def test_a_room_without_a_way_out_is_worth_minus_infinity() -> None:
     assert bellman.optimal_values(world.mdp(), 1.0).tolist() == [4, 0, -math.inf, -math.inf]
 
 
+@pytest.mark.parametrize("blocked", ["mask", "bump"])
+def test_a_walled_in_cell_keeps_its_four_moves_and_they_stay(blocked: Blocked) -> None:
+    world = gridworld.parse(". +5 #\n# # ~3", blocked=blocked)
+    mdp, shut = world.mdp(), world.index[(1, 2)]
+    assert mdp.available[shut].all() and (mdp.transition[shut, :, shut] == 1).all()
+    assert (mdp.reward[shut] == -3).all()
+    assert bellman.optimal_values(mdp, 1.0).tolist() == [4, 0, -math.inf]
+    assert bellman.optimal_values(mdp, 0.9)[shut].item() == pytest.approx(-3 / (1 - 0.9), abs=1e-9)
+    assert torch.isneginf(bellman.policy_values(mdp, uniform(mdp), 1.0)[shut])
+
+
 def test_without_an_s_every_free_cell_is_a_start() -> None:
     assert gridworld.parse(". . -1.5").starts == ((0, 0), (0, 1))
     assert gridworld.parse(". S S 2").starts == ((0, 1), (0, 2))
@@ -211,7 +231,12 @@ def test_without_an_s_every_free_cell_is_a_start() -> None:
         (". .\n. S", "map", "no terminal"),
         ("+5 #\n# -1", "map", "no free cell"),
         ("", "map", "no free cell"),
-        (". +5 #\n# # .", "map row 2, column 3", "no move leaves"),
+        (". ~ +5", "map row 1, column 2", "'~'"),
+        (". ~-1 +5", "map row 1, column 2", "'~-1'"),
+        (". ~3S +5", "map row 1, column 2", "'~3S'"),
+        (". S~1e3 +5", "map row 1, column 2", "'S~1e3'"),
+        (f". +{'9' * 400}", "map row 1, column 2", "'+999"),
+        (f"~{'9' * 400} +5", "map row 1, column 1", "'~999"),
     ],
 )
 def test_bad_maps_are_named_with_a_fix(text: str, where: str, found: str) -> None:
@@ -224,3 +249,190 @@ def test_bad_maps_are_named_with_a_fix(text: str, where: str, found: str) -> Non
 def test_a_step_cost_that_makes_no_sense_is_refused(step_cost: float) -> None:
     with pytest.raises(InputError, match="step_cost"):
         gridworld.parse(". +5", step_cost=step_cost)
+
+
+@pytest.mark.parametrize("slip", [-0.1, 1.1, math.nan])
+def test_a_slip_that_is_no_probability_is_refused(slip: float) -> None:
+    with pytest.raises(InputError, match="slip"):
+        gridworld.parse(". +5", slip=slip)
+
+
+def test_an_unknown_blocked_is_refused() -> None:
+    with pytest.raises(InputError, match="found 'wall', expected 'mask' or 'bump'"):
+        getattr(gridworld.parse, "__wrapped__", gridworld.parse)(". +5", blocked="wall")  # type: ignore[arg-type]
+
+
+def test_read_parses_a_file_and_names_it_in_errors(tmp_path: Path) -> None:
+    good, bad, binary = tmp_path / "good.txt", tmp_path / "bad.txt", tmp_path / "binary.txt"
+    good.write_text(SMALL)
+    world = gridworld.read(good, step_cost=2.0, slip=0.25, blocked="bump")
+    assert world.text == gridworld.parse(SMALL).text
+    assert (world.step_cost, world.slip, world.blocked) == (2.0, 0.25, "bump")
+    assert gridworld.read(str(good)).step_cost == 1.0
+    bad.write_text(". x +5")
+    binary.write_bytes(b"\xff\xfe\x00.")
+    for path, said in (
+        (bad, f"{bad}, map row 1, column 2: found 'x'"),
+        (binary, f"{binary}: the map cannot be read: not UTF-8 text"),
+        (tmp_path / "none.txt", "none.txt: the map cannot be read: No such file"),
+        (tmp_path, "the map cannot be read: Is a directory"),
+    ):
+        with pytest.raises(InputError) as caught:
+            gridworld.read(path)
+        assert said in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------- slip by hand
+AIMA = """
+ .  .  .  +1
+ .  #  .  -1
+ .  .  .   .
+"""
+
+
+def test_a_slippery_move_by_hand() -> None:
+    """In 1 x 2 cells the only move hits with 0.8 and else stays: V = -1 + 0.8 * 5 + 0.2 V, so V = 3.75."""
+    world = gridworld.parse(". +5", slip=0.2)
+    mdp = world.mdp()
+    assert mdp.available[0].tolist() == [False, True, False, False]
+    assert mdp.transition[0, 1].tolist() == pytest.approx([0.2, 0.8]) and mdp.reward[0, 1].item() == pytest.approx(3)
+    assert bellman.optimal_values(mdp, 1.0).tolist() == pytest.approx([3.75, 0])
+
+
+def test_the_sides_of_a_slippery_move_are_at_right_angles() -> None:
+    world = gridworld.parse(SMALL, slip=0.5)
+    at, mdp = world.index, world.mdp()
+    up, right = 0, 1
+    assert world.outcomes((2, 1), right) == ((0.5, (2, 2)), (0.25, (2, 1)), (0.25, (2, 1)))  # a wall, the border
+    assert world.outcomes((2, 2), up) == ((0.5, (1, 2)), (0.25, (2, 1)), (0.25, (2, 2)))  # left, and the border right
+    assert mdp.transition[at[(2, 2)], up].tolist() == [0, 0, 0, 0, 0.5, 0, 0.25, 0.25]
+    assert mdp.reward[at[(2, 2)], up] == -1 - 0.5
+    assert world.outcomes((0, 1), right)[0] == (0.5, (0, 2)) and mdp.reward[at[(0, 1)], right] == -1 + 0.5 * 5
+    assert world.outcomes((0, 2), right) == ()
+
+
+@pytest.mark.parametrize("blocked", ["mask", "bump"])
+def test_the_4x3_world_of_russell_and_norvig_as_a_map(blocked: Blocked) -> None:
+    """Artificial Intelligence: A Modern Approach, figure 17.3 (their R(s) is -0.04 in every cell but the two ends).
+
+    They collect R(s) in each state stood in, the last one too, and so U(end) = its points. We charge the move out of a
+    cell and pay the points on entering: the same sum, so that points are their +1 and -1 and step_cost their 0.04.
+    """
+    world = gridworld.parse(AIMA, step_cost=0.04, slip=0.2, blocked=blocked)
+    shown = world.display_values(bellman.optimal_values(world.sparse_mdp(), 1.0))
+    printed = [0.812, 0.868, 0.918, 1, 0.762, 0.660, -1, 0.705, 0.655, 0.611, 0.388]
+    assert shown.tolist() == pytest.approx(printed, abs=5.1e-4)
+
+
+def test_a_slippery_edge_is_kept_away_from() -> None:
+    text = ". . . . .\n. . . . .\nS -50 -50 -50 +5"
+    ways = []
+    for slip in (0.0, 0.3):
+        world = gridworld.parse(text, slip=slip)
+        mdp = world.mdp()
+        worth = bellman.action_values(mdp, bellman.optimal_values(mdp, 1.0), 1.0)
+        visits = bellman.occupancy(mdp, bellman.greedy_policy(worth), world.start_distribution(), 1.0)
+        ways.append([visits[world.index[(row, 2)]].item() for row in (0, 1)])
+    assert ways[0] == [0, 1]  # along the edge
+    assert ways[1][0] > 1 and ways[1][1] < 0.5  # one row away from it
+
+
+# --------------------------------------------------------------------------------------------------- costs, walls, text
+def with_costs(seed: int) -> str:
+    """A random map with costs in quarters, so that sums are exact."""
+    draw = random.Random(seed)
+    rows = [line.split() for line in random_map(seed).splitlines()]
+    for line in rows:
+        for i, token in enumerate(line):
+            if token == ".":
+                cost = draw.choice([0, 0.25, 1, 2.75, 8])
+                line[i] = draw.choice([".", ".", "S", f"~{cost:g}", f"S~{cost:g}"])
+    return "\n".join(" ".join(line) for line in rows)
+
+
+def best_by_dijkstra(world: Gridworld) -> dict[Cell, float]:
+    """max over ends of points minus the cheapest way there, which pays for each cell that it leaves."""
+    queue = [(-points, cell) for cell, points in world.terminals.items()]
+    heapq.heapify(queue)
+    found: dict[Cell, float] = {}
+    while queue:
+        loss, (row, column) = heapq.heappop(queue)
+        if (row, column) in found:
+            continue
+        found[row, column] = -loss
+        for there in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            inside = 0 <= there[0] < world.rows and 0 <= there[1] < world.columns
+            if inside and there not in world.walls and there not in world.terminals:
+                heapq.heappush(queue, (loss + world.costs.get(there, world.step_cost), there))
+    return {cell: found.get(cell, -math.inf) for cell in world.cells if cell not in world.terminals}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), blocked=st.sampled_from(["mask", "bump"]))
+def test_any_map_with_costs_equals_dijkstra(seed: int, blocked: Blocked) -> None:
+    world = parsed_or_skipped(with_costs(seed), blocked=blocked)
+    for mdp in (world.mdp(), world.sparse_mdp()):
+        values = bellman.optimal_values(mdp, 1.0)
+        for cell, expected in best_by_dijkstra(world).items():
+            assert values[world.index[cell]].item() == expected
+
+
+def test_a_cell_with_a_cost_by_hand() -> None:
+    world = gridworld.parse("S~3 . ~0.5 +5\n  .  .  .   .", step_cost=2.0)
+    mdp = world.mdp()
+    assert world.costs == {(0, 0): 3.0, (0, 2): 0.5} and world.starts == ((0, 0),)
+    assert mdp.reward[0][mdp.available[0]].tolist() == [-3, -3] and mdp.reward[2, 1] == 4.5
+    assert bellman.optimal_values(mdp, 1.0)[:3].tolist() == [-0.5, 2.5, 4.5]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 100_000))
+def test_bumping_changes_no_optimal_value_where_moves_are_sure(seed: int) -> None:
+    mask, bump = (parsed_or_skipped(with_costs(seed), blocked=blocked).mdp() for blocked in ("mask", "bump"))  # type: ignore[arg-type]
+    assert torch.equal(bellman.optimal_values(mask, 1.0), bellman.optimal_values(bump, 1.0))
+    assert (bump.available == ~bump.terminal.unsqueeze(1)).all()
+
+
+def test_bumping_costs_a_policy_that_does_not_look() -> None:
+    """From one cell beside the end: masked, the only move ends. Bumping, 3 of 4 moves stay: V = 5 - 1 / (1/4)."""
+    mask, bump = (gridworld.parse(". +5", blocked=blocked).mdp() for blocked in ("mask", "bump"))  # type: ignore[arg-type]
+    assert bellman.policy_values(mask, uniform(mask), 1.0).tolist() == [4, 0]
+    assert bellman.policy_values(bump, uniform(bump), 1.0).tolist() == pytest.approx([1, 0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    slip=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    blocked=st.sampled_from(["mask", "bump"]),
+    discount=st.sampled_from([0.9, 1.0]),
+)
+def test_a_grid_solves_alike_as_lists_and_as_arrays(seed: int, slip: float, blocked: Blocked, discount: float) -> None:
+    world = parsed_or_skipped(with_costs(seed), slip, blocked)
+    sparse, dense = world.sparse_mdp(), world.mdp()
+    best = bellman.optimal_values(dense, discount)
+    torch.testing.assert_close(bellman.optimal_values(sparse, discount), best, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(bellman.policy_iteration(sparse, discount)[0], best, atol=1e-8, rtol=1e-8)
+    values = bellman.policy_values(dense, uniform(dense), discount)
+    torch.testing.assert_close(bellman.policy_values(sparse, uniform(sparse), discount), values, atol=1e-8, rtol=1e-9)
+    if discount == 1.0:
+        reachable = best_by_dijkstra(world)
+        assert all((value > -math.inf) or torch.isneginf(best[world.index[c]]) for c, value in reachable.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), scale=st.sampled_from([1.0, 1e-7, 0.1, 1e9, 12345.678]))
+def test_text_is_read_back_as_the_same_world(seed: int, scale: float) -> None:
+    draw = random.Random(seed)
+    tokens = with_costs(seed).replace("+2.5", gridworld.plain_number(scale * draw.random(), "+"))
+    world = parsed_or_skipped(tokens)
+    again = gridworld.parse(world.text)
+    for field in ("rows", "columns", "cells", "index", "walls", "terminals", "costs", "starts", "starts_given"):
+        assert getattr(again, field) == getattr(world, field), field
+    assert again.text == world.text
+    assert len({len(line) for line in world.text.splitlines()}) == 1  # columns aligned
+
+
+def test_text_by_hand() -> None:
+    assert gridworld.parse("S~2.50 # .\n-1.0 +10 ~03").text == "S~2.5     #     .\n   -1   +10    ~3"
+    assert gridworld.parse(". 5").text == " . +5" and gridworld.parse(". -0.00000012").text.endswith(" -0.00000012")

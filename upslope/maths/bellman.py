@@ -1,4 +1,6 @@
-"""A finite Markov decision process as arrays, and its exact solution: the oracle of everything above.
+"""The exact solution of a finite Markov decision process: the oracle of everything above.
+
+Every function takes a dense ``Mdp`` or a ``SparseMdp`` (see ``maths.mdp``) and runs the same lines on both.
 
 Conventions: the value of a terminal state is 0 (its points are part of the reward for entering it). Under discount 1 a
 policy that may go on for ever from a state has value -inf there, as it has where every step costs something.
@@ -8,70 +10,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from upslope.maths.mdp import AnyMdp, Chain, Mdp, SparseMdp, names
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Mdp:
-    """``transition[s, a, s']`` = P(s' | s, a); ``reward[s, a]`` expected; ``terminal[s]`` ends the episode on arrival.
+__all__ = [
+    "Mdp",
+    "SparseMdp",
+    "action_values",
+    "greedy_policy",
+    "occupancy",
+    "optimal_values",
+    "policy_iteration",
+    "policy_values",
+    "value_iteration_sweeps",
+]
 
-    ``available[s, a]`` False: that action does not exist there (an arrow into a wall); default: all exist. Rows of
-    ``transition`` and ``reward`` for actions that do not exist, and of terminal states, mean nothing and are stored as
-    0. Raises ValueError if a row is not a distribution, a reward is not finite, or a state that does not end has no
-    action.
-    """
-
-    transition: Float[Tensor, "states actions states"]
-    reward: Float[Tensor, "states actions"]
-    terminal: Bool[Tensor, " states"]
-    available: Bool[Tensor, "states actions"] = None  # type: ignore[assignment]  # filled below
-
-    def __post_init__(self) -> None:
-        available = torch.ones_like(self.reward, dtype=torch.bool) if self.available is None else self.available
-        available = available & ~self.terminal.unsqueeze(1)
-        dtype = torch.promote_types(self.transition.dtype, self.reward.dtype)
-        transition = self.transition.to(dtype).masked_fill(~available.unsqueeze(2), 0.0)
-        reward = self.reward.to(dtype).masked_fill(~available, 0.0)
-        stuck = ~self.terminal & ~available.any(dim=1)
-        if bool(stuck.any()):
-            raise ValueError(f"states {_names(stuck)} do not end the episode and have no available action")
-        sums = transition.sum(dim=2)
-        wrong = available & ~(((sums - 1.0).abs() < 1e-5) & (transition >= 0).all(dim=2))
-        if bool(wrong.any()):
-            raise ValueError(f"transition rows of states {_names(wrong.any(dim=1))} are not distributions")
-        if not bool(torch.isfinite(reward).all()):
-            raise ValueError(f"rewards of states {_names((~torch.isfinite(reward)).any(dim=1))} are not finite")
-        object.__setattr__(self, "available", available)
-        object.__setattr__(self, "transition", transition)
-        object.__setattr__(self, "reward", reward)
+_NEVER = 2**62  # more edges than any action has
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SparseMdp:
-    """The same as successor lists, for worlds too large for [S, A, S]: action ``a`` in state ``s`` leads to state
-    ``successor[s, a, k]`` with probability ``probability[s, a, k]``. A successor may occur more than once; entries of
-    probability 0 mean nothing. The other fields as in ``Mdp``.
-    """
-
-    successor: Int[Tensor, "states actions outcomes"]
-    probability: Float[Tensor, "states actions outcomes"]
-    reward: Float[Tensor, "states actions"]
-    terminal: Bool[Tensor, " states"]
-    available: Bool[Tensor, "states actions"]
-
-    def dense(self) -> Mdp:
-        """The same process with ``transition`` [S, A, S]: memory grows with the square of the states."""
-        states, actions = self.reward.shape
-        transition = self.probability.new_zeros(states, actions, states)
-        transition.scatter_add_(2, self.successor, self.probability)
-        return Mdp(transition, self.reward, self.terminal, self.available)
-
-
-def action_values(mdp: Mdp, values: Float[Tensor, " states"], discount: float) -> Float[Tensor, "states actions"]:
+def action_values(mdp: AnyMdp, values: Float[Tensor, " states"], discount: float) -> Float[Tensor, "states actions"]:
     """``Q(s, a) = r(s, a) + discount * sum_s' P(s' | s, a) V(s')`` (Sutton and Barto, eq. 4.6).
 
     ``values`` at terminal states are taken as 0. -inf for actions that do not exist and for those that lead with
@@ -79,11 +40,11 @@ def action_values(mdp: Mdp, values: Float[Tensor, " states"], discount: float) -
     to choose.
     """
     _check_discount(discount)
-    values = values.to(mdp.transition.dtype).masked_fill(mdp.terminal, 0.0)
+    values = values.to(mdp.reward.dtype).masked_fill(mdp.terminal, 0.0)
     lost = torch.isneginf(values)
-    result = mdp.reward + discount * (mdp.transition @ values.masked_fill(lost, 0.0))
+    result = mdp.reward + discount * mdp.expected(values.masked_fill(lost, 0.0))
     if discount > 0 and bool(lost.any()):
-        result = result.masked_fill(_some_successor(mdp.transition, lost), -torch.inf)
+        result = result.masked_fill(mdp.may_reach(lost), -torch.inf)
     return result.masked_fill(~mdp.available, -torch.inf).masked_fill(mdp.terminal.unsqueeze(1), 0.0)
 
 
@@ -102,7 +63,7 @@ def greedy_policy(
     return chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
-def optimal_values(mdp: Mdp, discount: float, max_sweeps: int = 1_000_000) -> Float[Tensor, " states"]:
+def optimal_values(mdp: AnyMdp, discount: float, max_sweeps: int = 1_000_000) -> Float[Tensor, " states"]:
     """``V*(s) = max_a [r(s, a) + discount * sum_s' P(s' | s, a) V*(s')]`` by value iteration to convergence.
 
     See ``value_iteration_sweeps`` for the start, the stopping rule and the errors.
@@ -110,7 +71,7 @@ def optimal_values(mdp: Mdp, discount: float, max_sweeps: int = 1_000_000) -> Fl
     return deque(_sweeps(mdp, discount, max_sweeps), maxlen=1)[0]
 
 
-def value_iteration_sweeps(mdp: Mdp, discount: float, max_sweeps: int = 1_000_000) -> Float[Tensor, "sweeps states"]:
+def value_iteration_sweeps(mdp: AnyMdp, discount: float, max_sweeps: int = 1_000_000) -> Float[Tensor, "sweeps states"]:
     """Every sweep of value iteration (Sutton and Barto, eq. 4.10), the start first and the converged V* last.
 
     ``discount < 1``: from zeros. The error at the end is at most discount / (1 - discount) times the last change.
@@ -125,18 +86,17 @@ def value_iteration_sweeps(mdp: Mdp, discount: float, max_sweeps: int = 1_000_00
     return torch.stack(list(_sweeps(mdp, discount, max_sweeps)))
 
 
-def _sweeps(mdp: Mdp, discount: float, max_sweeps: int) -> Iterator[Tensor]:
+def _sweeps(mdp: AnyMdp, discount: float, max_sweeps: int) -> Iterator[Tensor]:
     _check_discount(discount)
     values = _start(mdp, discount)
-    if discount == 1.0 and bool(((mdp.transition == 0) | (mdp.transition == 1)).all()):
+    if discount == 1.0 and mdp.deterministic:
         max_sweeps = min(max_sweeps, len(values) + 1)  # the best walk visits no state twice, unless a circle pays
     yield values
     for _ in range(max_sweeps):
         before, values = values, action_values(mdp, values, discount).amax(dim=1)
         yield values
         change = (values - before).abs().masked_fill(values == before, 0.0).max()
-        size = values.masked_fill(torch.isneginf(values), 0.0).abs().max().clamp(min=1.0)
-        if bool(change <= 8 * torch.finfo(values.dtype).eps * size):
+        if float(change) <= _rounding(values) / 8:
             return
     raise ValueError(
         f"value iteration did not converge in {max_sweeps} sweeps with discount {discount}: "
@@ -144,34 +104,80 @@ def _sweeps(mdp: Mdp, discount: float, max_sweeps: int) -> Iterator[Tensor]:
     )
 
 
-def _start(mdp: Mdp, discount: float) -> Tensor:
+def _start(mdp: AnyMdp, discount: float) -> Tensor:
     if discount < 1.0:
         return torch.zeros_like(mdp.reward[:, 0])
-    certain, safe = _certain_end(mdp)
+    certain, safe, _ = _certain_end(mdp)
     if bool((certain & ~_bounded_end(mdp)).any()):
         uniform = safe.to(mdp.reward.dtype)
         return policy_values(mdp, uniform / uniform.sum(dim=1, keepdim=True).clamp(min=1.0), 1.0)
     return torch.zeros_like(mdp.reward[:, 0]).masked_fill(~mdp.terminal, -torch.inf)
 
 
-def policy_values(mdp: Mdp, policy: Float[Tensor, "states actions"], discount: float) -> Float[Tensor, " states"]:
-    """``V^pi``, the exact solution of ``V = r_pi + discount * P_pi V`` by a linear solve; differentiable in ``policy``.
+def policy_iteration(
+    mdp: AnyMdp, discount: float, max_evaluations: int = 100_000
+) -> tuple[Float[Tensor, " states"], Float[Tensor, "states actions"], int]:
+    """``(V*, a deterministic optimal policy, policies evaluated)`` by Howard's policy iteration (1960).
 
+    Evaluates a policy exactly, then takes a better action in every state that has one (by more than rounding), until
+    none has: Sutton and Barto, section 4.3. It starts from a policy that ends with probability 1 wherever
+    one does (each state takes a safe action that may bring it nearer to an end). Under discount 1 improvement keeps
+    that, so that the result is the best of them (Bertsekas and Tsitsiklis 1991). V* is ``optimal_values`` to rounding,
+    and the surer way to it where value iteration needs many sweeps (large worlds, a discount near 1).
+    Rows of terminal states, and of states of value -inf, are 0. Raises ValueError if ``max_evaluations`` do not suffice
+    or if rewards can be collected for ever under discount 1.
+    """
+    _check_discount(discount)
+    certain, _, nearer = _certain_end(mdp)
+    hopeful = ~mdp.terminal & (certain if discount == 1.0 else torch.ones_like(certain))
+    actions = torch.where(certain, nearer, mdp.available.int().argmax(dim=1))
+    policy = _deterministic(mdp, actions, hopeful)
+    values = policy_values(mdp, policy, discount)
+    for evaluations in range(1, max_evaluations + 1):
+        worth = action_values(mdp, values, discount)
+        now = worth.gather(1, actions.unsqueeze(1)).squeeze(1)
+        best, better = worth.max(dim=1)
+        change = hopeful & (best > now + _rounding(values))
+        if not bool(change.any()):
+            return values, policy, evaluations
+        actions = torch.where(change, better, actions)
+        trial = _deterministic(mdp, actions, hopeful)
+        risen = policy_values(mdp, trial, discount)
+        if bool((torch.isneginf(risen) & ~torch.isneginf(values)).any()):
+            raise ValueError("a circle of moves pays for ever: under discount 1 there is no best policy that ends")
+        if float((risen - values)[hopeful].sum()) <= _rounding(values):  # only ties that rounding had parted
+            return values, policy, evaluations + 1
+        values, policy = risen, trial
+    raise ValueError(f"policy iteration did not settle in {max_evaluations} evaluations with discount {discount}")
+
+
+def _deterministic(mdp: AnyMdp, actions: Tensor, hopeful: Tensor) -> Tensor:
+    return torch.zeros_like(mdp.reward).scatter(1, actions.unsqueeze(1), 1.0) * hopeful.unsqueeze(1)
+
+
+def _rounding(values: Tensor) -> float:
+    size = values.masked_fill(torch.isneginf(values), 0.0).abs().max().clamp(min=1.0)
+    return 64 * torch.finfo(values.dtype).eps * float(size)
+
+
+def policy_values(mdp: AnyMdp, policy: Float[Tensor, "states actions"], discount: float) -> Float[Tensor, " states"]:
+    """``V^pi``, the exact solution of ``V = r_pi + discount * P_pi V`` by a linear solve.
+
+    Differentiable in ``policy`` for a dense ``Mdp``; for a ``SparseMdp`` a sparse factorisation, without gradient.
     Under discount 1, -inf at every state from which the policy may never end: one that can reach a state from where it
     cannot reach a terminal one. Rows of terminal states are ignored. Raises ValueError if a row is not a distribution
     over available actions; under discount 1 a row of zeros (no action: see ``greedy_policy``) is allowed and never
     ends.
     """
-    moves, rewards = _under(mdp, policy, discount)
-    endless = _endless(moves, mdp.terminal) if discount == 1.0 else torch.zeros_like(mdp.terminal)
+    chain, rewards = _under(mdp, policy, discount)
+    endless = _endless(chain, mdp.terminal) if discount == 1.0 else torch.zeros_like(mdp.terminal)
     live = (~mdp.terminal & ~endless).nonzero().flatten()
-    system = torch.eye(len(live), dtype=moves.dtype, device=moves.device) - discount * moves[live][:, live]
     values = torch.zeros_like(rewards).masked_fill(endless, -torch.inf)
-    return values.index_put((live,), torch.linalg.solve(system, rewards[live]))
+    return values.index_put((live,), chain.solve(live, rewards[live], discount))
 
 
 def occupancy(
-    mdp: Mdp, policy: Float[Tensor, "states actions"], start: Float[Tensor, " states"], discount: float
+    mdp: AnyMdp, policy: Float[Tensor, "states actions"], start: Float[Tensor, " states"], discount: float
 ) -> Float[Tensor, " states"]:
     """Expected discounted visits ``d(s) = sum_t discount^t P(s_t = s)`` from the distribution ``start``, unnormalised.
 
@@ -179,22 +185,23 @@ def occupancy(
     terminal state counts its arrival, so that under discount 1 its entry is the probability of ending there.
     Raises ValueError under discount 1 if the policy may never end from ``start``: visits are then infinite.
     """
-    moves, _ = _under(mdp, policy, discount)
-    start = start.to(moves.dtype)
-    visited = _backward_reach(moves.detach().T > 0, start > 0)
-    if discount == 1.0 and bool((visited & _endless(moves, mdp.terminal)).any()):
+    chain, _ = _under(mdp, policy, discount)
+    start = start.to(mdp.reward.dtype)
+    source, target = chain.edges()
+    visited, _ = _spread(target, source, torch.ones_like(mdp.terminal, dtype=torch.int64).unsqueeze(1), start > 0)
+    if discount == 1.0 and bool((visited & _endless(chain, mdp.terminal)).any()):
         raise ValueError("under discount 1 the policy may never end from these starts, so visits are infinite")
     live = (visited & ~mdp.terminal).nonzero().flatten()
-    system = torch.eye(len(live), dtype=moves.dtype, device=moves.device) - discount * moves[live][:, live].T
-    visits = torch.zeros_like(start).index_put((live,), torch.linalg.solve(system, start[live]))
-    arrivals = start + discount * (visits @ moves)
+    found = chain.solve(live, start[live], discount, transposed=True)
+    visits = torch.zeros_like(start).index_put((live,), found)
+    arrivals = start + discount * chain.after(visits)
     return torch.where(mdp.terminal, arrivals, visits)
 
 
-def _under(mdp: Mdp, policy: Tensor, discount: float) -> tuple[Tensor, Tensor]:
-    """Transition matrix [S, S] and expected reward [S] under a policy, after checking it; zeros at terminal states."""
+def _under(mdp: AnyMdp, policy: Tensor, discount: float) -> tuple[Chain, Tensor]:
+    """Markov chain and expected reward [S] under a policy, after checking it; zeros at terminal states."""
     _check_discount(discount)
-    policy = policy.to(mdp.transition.dtype).masked_fill(mdp.terminal.unsqueeze(1), 0.0)
+    policy = policy.to(mdp.reward.dtype).masked_fill(mdp.terminal.unsqueeze(1), 0.0)
     fixed = policy.detach()
     sums = fixed.sum(dim=1)
     fine = (sums - 1.0).abs() < 1e-5
@@ -202,57 +209,66 @@ def _under(mdp: Mdp, policy: Tensor, discount: float) -> tuple[Tensor, Tensor]:
         fine |= (fixed == 0).all(dim=1)
     wrong = ~mdp.terminal & ~(fine & (fixed >= 0).all(dim=1) & ((fixed == 0) | mdp.available).all(dim=1))
     if bool(wrong.any()):
-        raise ValueError(f"policy rows of states {_names(wrong)} are not distributions over available actions")
-    return torch.einsum("sa,sat->st", policy, mdp.transition), (policy * mdp.reward).sum(dim=1)
+        raise ValueError(f"policy rows of states {names(wrong)} are not distributions over available actions")
+    return mdp.chain(policy), (policy * mdp.reward).sum(dim=1)
 
 
-def _certain_end(mdp: Mdp) -> tuple[Tensor, Tensor]:
-    """States from which some policy ends with probability 1, and the actions [S, A] that never leave them."""
+def _certain_end(mdp: AnyMdp) -> tuple[Tensor, Tensor, Tensor]:
+    """States from which some policy ends with probability 1, the actions [S, A] that never leave them, and for each
+    such state an action [S] that may bring it nearer to an end: together these end with probability 1.
+    """
+    source, target = mdp.edges()
     certain = torch.ones_like(mdp.terminal)
     while True:
-        safe = mdp.available & ~_some_successor(mdp.transition, ~certain)
-        steps = ((mdp.transition > 0) & safe.unsqueeze(2)).any(dim=1)
-        reached = _backward_reach(steps, mdp.terminal)
+        safe = mdp.available & ~mdp.may_reach(~certain)
+        need = torch.where(safe, 1, _NEVER)
+        reached, action = _spread(source, target, need, mdp.terminal)
         if torch.equal(reached, certain):
-            return certain, safe & certain.unsqueeze(1)
+            return certain, safe & certain.unsqueeze(1), action
         certain = reached
 
 
-def _bounded_end(mdp: Mdp) -> Tensor:
+def _bounded_end(mdp: AnyMdp) -> Tensor:
     """States from which some policy ends surely within a bounded number of steps, however the dice fall."""
-    ended = mdp.terminal
-    while True:
-        wider = ended | (mdp.available & ~_some_successor(mdp.transition, ~ended)).any(dim=1)
-        if torch.equal(wider, ended):
-            return ended
-        ended = wider
+    source, target = mdp.edges()
+    every = torch.bincount(source, minlength=mdp.reward.numel()).view_as(mdp.reward)
+    return _spread(source, target, torch.where(mdp.available, every, _NEVER), mdp.terminal)[0]
 
 
-def _endless(moves: Tensor, terminal: Tensor) -> Tensor:
-    """States from which the chain ``moves`` may never end."""
-    steps = moves.detach() > 0
-    return _backward_reach(steps, ~_backward_reach(steps, terminal))
+def _endless(chain: Chain, terminal: Tensor) -> Tensor:
+    """States from which the chain may never end."""
+    source, target = chain.edges()
+    one = torch.ones_like(terminal, dtype=torch.int64).unsqueeze(1)
+    ending, _ = _spread(source, target, one, terminal)
+    return _spread(source, target, one, ~ending)[0]
 
 
-def _backward_reach(steps: Tensor, targets: Tensor) -> Tensor:
-    """States with a path of ``steps`` [S, S] (from, to) to ``targets``, the targets included."""
-    while True:
-        wider = targets | (steps & targets).any(dim=1)
-        if torch.equal(wider, targets):
-            return targets
-        targets = wider
+def _spread(source: Tensor, target: Tensor, need: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The least set that holds ``states`` and every state with an action of which ``need[s, a]`` edges lead into it.
 
-
-def _some_successor(transition: Tensor, states: Tensor) -> Tensor:
-    """[S, A]: does the action lead with positive probability into ``states``?"""
-    return transition @ states.to(transition.dtype) > 0
+    Edge ``e`` leads from pair ``source[e]`` = s * actions + a to state ``target[e]``. Also, for each state that was
+    added, the action that added it (0 elsewhere). Each edge is looked at once: backward from what is new.
+    """
+    count, actions = need.shape
+    source = source[target.argsort()]
+    incoming = torch.bincount(target, minlength=count)
+    first = incoming.cumsum(0) - incoming
+    left, reached = need.flatten().clone(), states.clone()
+    chosen = torch.zeros_like(incoming)
+    fresh = reached.nonzero().flatten()
+    while len(fresh):
+        many = incoming[fresh]
+        within = torch.arange(int(many.sum()), device=many.device) - (many.cumsum(0) - many).repeat_interleave(many)
+        pairs = source[first[fresh].repeat_interleave(many) + within]
+        left.index_add_(0, pairs, -torch.ones_like(pairs))
+        ready = pairs[left[pairs] <= 0]
+        ready = ready[~reached[ready // actions]].unique()
+        ready = ready[(ready // actions).diff(prepend=ready.new_full((1,), -1)) > 0]  # a state's first action
+        fresh = ready // actions
+        chosen[fresh], reached[fresh] = ready % actions, True
+    return reached, chosen
 
 
 def _check_discount(discount: float) -> None:
     if not 0.0 <= discount <= 1.0:
         raise ValueError(f"discount is {discount}; it must lie in [0, 1]")
-
-
-def _names(states: Tensor) -> str:
-    found = states.nonzero().flatten().tolist()
-    return ", ".join(str(state) for state in found[:8]) + (", ..." if len(found) > 8 else "")

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
@@ -37,8 +38,8 @@ ACTIONS = ("up", "right", "down", "left")
 """Names of the actions 0 to 3, clockwise: the sides of action ``a`` are ``a - 1`` and ``a + 1`` modulo 4."""
 
 _STEPS: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
-_POINTS = re.compile(r"[+-]?\d+(\.\d+)?")
-_FREE = re.compile(r"\.|S|S?~(?P<cost>\d+(\.\d+)?)")
+_POINTS = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
+_FREE = re.compile(r"\.|S|S?~(?P<cost>\d+(\.\d+)?)", re.ASCII)
 
 SIX_BY_SIX = """
  .   .   .   .   .  +5
@@ -86,9 +87,9 @@ class Gridworld:
         if cell in self.walls:
             return "#"
         if cell in self.terminals:
-            return f"{self.terminals[cell]:+.15g}"
+            return plain_number(self.terminals[cell], "+")
         start = "S" if self.starts_given and cell in self.starts else ""
-        return f"{start}~{self.costs[cell]:.15g}" if cell in self.costs else start or "."
+        return f"{start}~{plain_number(self.costs[cell])}" if cell in self.costs else start or "."
 
     def cost(self, cell: Cell) -> float:
         """What a move made from ``cell`` costs."""
@@ -124,24 +125,24 @@ class Gridworld:
 
         The reward is expected: ``-cost(cell)``, plus the points of the terminal cells it may enter (their value is 0).
         """
-        states, actions, width = len(self.cells), len(ACTIONS), 3 if self.slip > 0 else 1
-        successor = torch.arange(states).view(-1, 1, 1).repeat(1, actions, width)
-        probability = torch.zeros(states, actions, width, dtype=torch.float64)
-        reward = torch.zeros(states, actions, dtype=torch.float64)
-        available = torch.zeros(states, actions, dtype=torch.bool)
-        for state, cell in enumerate(self.cells):
-            for action in range(actions):
-                if not self.exists(cell, action):
-                    continue
-                outcomes = self.outcomes(cell, action)
-                successor[state, action] = torch.tensor([self.index[there] for _, there in outcomes])
-                probability[state, action] = torch.tensor([chance for chance, _ in outcomes], dtype=torch.float64)
-                reward[state, action] = sum(
-                    chance * self.terminals.get(there, 0.0) for chance, there in outcomes
-                ) - self.cost(cell)
-                available[state, action] = True
-        terminal = torch.tensor([cell in self.terminals for cell in self.cells])
-        return SparseMdp(successor, probability, reward, terminal, available)
+        width = 3 if self.slip > 0 else 1
+        successor, probability, reward, available = [], [], [], []
+        for cell in self.cells:
+            for action in range(len(ACTIONS)):
+                outcomes = self.outcomes(cell, action) if self.exists(cell, action) else ()
+                available.append(bool(outcomes))
+                successor.append([self.index[there] for _, there in outcomes] or [0] * width)
+                probability.append([chance for chance, _ in outcomes] or [0.0] * width)
+                points = sum(chance * self.terminals.get(there, 0.0) for chance, there in outcomes)
+                reward.append(points - self.cost(cell) if outcomes else 0.0)
+        shape = (len(self.cells), len(ACTIONS))
+        return SparseMdp(
+            torch.tensor(successor).view(*shape, width),
+            torch.tensor(probability, dtype=torch.float64).view(*shape, width),
+            torch.tensor(reward, dtype=torch.float64).view(shape),
+            torch.tensor([cell in self.terminals for cell in self.cells]),
+            torch.tensor(available).view(shape),
+        )
 
     def mdp(self) -> Mdp:
         """The grid as dense arrays, in float64. States are ``cells``, actions ``ACTIONS``. See ``sparse_mdp``."""
@@ -163,6 +164,11 @@ class Gridworld:
         for cell, points in self.terminals.items():
             shown[self.index[cell]] = points
         return shown
+
+
+def plain_number(number: float, sign: str = "") -> str:
+    """All digits that tell the number from its neighbours, without an exponent."""
+    return format(Decimal(repr(number)), f"{sign}f").removesuffix(".0")
 
 
 def parse(text: str, step_cost: float = 1.0, slip: float = 0.0, blocked: Blocked = "mask") -> Gridworld:
@@ -188,9 +194,10 @@ def parse(text: str, step_cost: float = 1.0, slip: float = 0.0, blocked: Blocked
     tokens_at = {(row, column): token for row, tokens in enumerate(grid) for column, token in enumerate(tokens)}
     terminals, costs, free = {}, {}, []
     for (row, column), token in tokens_at.items():
-        if _POINTS.fullmatch(token):
+        found = _FREE.fullmatch(token)
+        if _POINTS.fullmatch(token) and math.isfinite(float(token)):
             terminals[row, column] = float(token)
-        elif found := _FREE.fullmatch(token):
+        elif found and math.isfinite(float(found["cost"] or 0)):
             free.append((row, column))
             if found["cost"] is not None:
                 costs[row, column] = float(found["cost"])

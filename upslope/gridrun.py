@@ -1,0 +1,137 @@
+"""``upslope grid``: a world solved exactly, learned by networks, drawn; a table and a live page at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from upslope.errors import InputError
+from upslope.maths import bellman
+from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid import train
+from upslope.run.recipe import build
+from upslope.types import GridSnapshot, GridTraining
+from upslope.views.grid_page import write_grid_page
+from upslope.views.grid_story import draw_story, one_each
+from upslope.views.grid_table import truth_table
+from upslope.views.grid_text import grid_text
+from upslope.worlds.grid_truth import Exact, solve
+from upslope.worlds.gridworld import SIX_BY_SIX, Gridworld, parse, read
+
+LEARNERS = ("values", "policy", "ppo", "grpo", "reinforce", "q-learning")
+WIDEST_TEXT = 16
+"""Columns of a world that is still printed in the terminal."""
+ABOUT = {
+    "values": "a value network alone, on walks of a fixed policy",
+    "policy": "a policy network alone: ratio x gain",
+    "ppo": "both at once: the clipped ratio, a critic",
+    "grpo": "groups of walks from one start, no critic",
+    "reinforce": "a policy network, gain = what followed",
+    "q-learning": "a table of action values",
+}
+
+
+def grid_command(
+    map_file: Path | None,
+    options: Mapping[str, Any],
+    learn: str | None,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    size: int | None,
+    out: Path,
+) -> GridOutcome | None:
+    """What ``upslope grid`` does. ``options`` are ``gridworld.parse``'s, ``settings`` keys of ``GridRecipe``."""
+    console = Console(highlight=False)
+    if size is not None:
+        show_catch(catch((10, 32, size) if size > 32 else (size,), seeds[0]), console)
+        return None
+    world = parse(SIX_BY_SIX, **options) if map_file is None else read(map_file, **options)
+    chosen = LEARNERS if learn is None else (learn,)
+    recipes = [recipe_of(name, {**settings, "seed": seed}, "upslope grid") for name in chosen for seed in seeds]
+    return run_grid(world, recipes, out, console, "the built-in world" if map_file is None else map_file.stem)
+
+
+def recipe_of(learn: str, settings: Mapping[str, Any], where: str) -> GridRecipe:
+    """A checked ``GridRecipe``. Raises InputErrors that name each wrong key."""
+    return build({"learn": learn, **settings}, GridRecipe, where).recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridOutcome:
+    """What ``run_grid`` made: the exact solution, the trainings in order, the pictures by name, the page."""
+
+    exact: Exact
+    trainings: tuple[GridTraining, ...]
+    pictures: Mapping[str, Path]
+    page: Path
+
+
+def run_grid(
+    world: Gridworld, recipes: Sequence[GridRecipe], out: Path, console: Console, name: str = "the world"
+) -> GridOutcome:
+    """Solve ``world``, run every recipe on it, print a table, and write pictures and ``grid.html`` to ``out``.
+
+    The recipes share a discount. Raises InputError where a start reaches no end or ``out`` cannot be written.
+    """
+    discount = recipes[0].discount
+    exact = solve(world, discount)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(str(out), f"the folder cannot be made: {error.strerror}", "give another --out") from error
+    show_solution(world, exact, console, name)
+    trainings = tuple(_train_all(world, recipes, console))
+    console.print(truth_table(trainings))
+    begun = time.perf_counter()
+    with console.status("drawing"):
+        pictures = draw_story(world, exact, trainings, out)
+        page = write_grid_page(out / "grid.html", world, one_each(trainings), discount)
+    console.print(f"pictures: {out} ({', '.join(pictures)}), {time.perf_counter() - begun:.0f} s", style="dim",
+                  markup=False, soft_wrap=True)  # fmt: skip
+    console.print(f"live page: {page}", markup=False, soft_wrap=True)
+    return GridOutcome(exact, trainings, pictures, page)
+
+
+def show_solution(world: Gridworld, exact: Exact, console: Console, name: str) -> None:
+    """The exact values and arrows, in the terminal where they fit, and the facts in a line."""
+    policy = bellman.greedy_policy(exact.optimal_actions)
+    free = len(world.cells) - len(world.terminals)
+    words = "Values: best neighbour - cost. Arrows: towards the best neighbour, several where it is a tie."
+    if world.slip or exact.discount < 1:
+        words = "Values: what the best policy earns from here. Arrows: its moves, several where they tie."
+    console.print(words, style="dim")
+    if world.columns <= WIDEST_TEXT:
+        shown = world.display_values(exact.optimal_values)
+        console.print(grid_text(world, shown, policy, color=console.is_terminal))
+    console.print(
+        f"{name}: {world.rows} x {world.columns}, {free} free cells, {len(world.terminals)} ends; best expected "
+        f"return J* = {exact.optimal_return:.3f} over {len(world.starts)} starts, exact",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _train_all(world: Gridworld, recipes: Sequence[GridRecipe], console: Console) -> Iterable[GridTraining]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for recipe in recipes:
+            bar = progress.add_task(f"{recipe.learn}, seed {recipe.seed}", total=recipe.iterations)
+
+            def show(snapshot: GridSnapshot, bar: TaskID = bar) -> None:
+                progress.update(bar, completed=snapshot.iteration)
+
+            found = train(world, recipe, show)
+            progress.remove_task(bar)
+            truth = found.last.truth
+            parts = [f"{recipe.learn:10s} seed {recipe.seed}  {ABOUT[recipe.learn]}:"]
+            if recipe.learn != "values":
+                parts.append(f"J* - J = {truth.gap:.3f}, best from {truth.optimal_share:.0%} of the starts")
+            if truth.critic_rmse is not None:
+                parts.append(f"value error {truth.critic_rmse:.3f}")
+            progress.console.print("  ".join(parts) + f"  ({found.seconds:.1f} s)", markup=False, soft_wrap=True)
+            yield found

@@ -40,7 +40,8 @@ class Plan:
 def show_grid(console: Console, picture: Path) -> str:
     """Solve the built-in world, print it, draw it; returns what the picture shows, in words."""
     from upslope.maths import bellman
-    from upslope.views.grid import draw_grid, grid_text
+    from upslope.views.grid import draw_grid
+    from upslope.views.grid_text import grid_text
     from upslope.worlds.gridworld import SIX_BY_SIX, parse
 
     world = parse(SIX_BY_SIX)
@@ -108,7 +109,11 @@ def ppo_settings(plan: Plan) -> dict[str, Any]:
 
 
 def grpo_settings(plan: Plan) -> dict[str, Any]:
-    return {"train": {"steps": plan.grpo, "prompts": 8}, "optim": {"lr": 2e-5}, "grpo": {"group": 8, "kl_coef": 0.005}}
+    return {
+        "train": {"steps": plan.grpo, "prompts": 8},
+        "optim": {"lr": 2e-5, "decay": "linear"},  # at a constant rate the last steps of some runs undo what they had
+        "grpo": {"group": 8, "kl_coef": 0.005},
+    }
 
 
 COLUMNS = ("model", "greedy (95 %)", "sampled (95 %)", "last number", "training")

@@ -55,6 +55,10 @@ def test_a_film_has_a_frame_for_each_snapshot_and_holds_the_last(tmp_path: Path)
 
 def test_cells_have_the_colours_of_the_critic_in_every_frame(tmp_path: Path) -> None:
     training = eyes.training_of(WORLD, snapshots=3)
+    first = training.snapshots[0]
+    assert first.values is not None
+    wild = replace(first, values=8 * first.values)  # beyond the last frame's scale
+    training = replace(training, snapshots=(wild, *training.snapshots[1:]))
     frames, _ = frames_of(training_gif(WORLD, training, tmp_path / "film.gif"))
     assert training.last.values is not None
     scale = canvas.scale_of([*training.last.values.tolist(), *WORLD.terminals.values()])

@@ -67,7 +67,7 @@ def test_what_comes_out_is_written_and_moves_that_do_not_exist_are_named() -> No
 def test_large_layers_are_thinned_and_say_so_and_the_input_keeps_the_one_that_is_on() -> None:
     value_layers, policy_layers, chances = parts(64)
     inputs = torch.zeros(40, dtype=torch.float64)
-    inputs[18] = 1.0
+    inputs[19] = 1.0  # not one of the evenly spaced ones
     figure = network_figure(WORLD, CELL, inputs, value_layers, 0.5, policy_layers, chances)
     axes = next(axes for axes in figure.axes if eyes.named(axes, "network"))
     said = [text.get_text() for text in eyes.named(axes, "layer")]

@@ -49,6 +49,10 @@ def test_the_path_is_numbered_where_it_was_gone_and_repeated_ways_share_a_label(
     tips = [tuple(arrow.vertices[3] - arrow.vertices[[0, 6]].mean(axis=0)) for arrow in path.get_paths()]
     directions = [(round(float(x)), round(float(y))) for x, y in tips]
     assert directions == [(0, -1), (1, 0), (-1, 0), (1, 0)]
+    for arrow, words in zip(path.get_paths(), ("1", "2,4", "3", "5"), strict=True):
+        tail, tip, label = arrow.vertices[[0, 6]].mean(axis=0), arrow.vertices[3], np.array(labels[words])
+        along = (label - tail) @ (tip - tail) / ((tip - tail) @ (tip - tail))
+        assert 0.2 < along < 0.8 and np.abs(tail + along * (tip - tail) - label).max() < 1e-9  # on its own arrow
 
 
 def test_a_move_that_slips_or_stays_says_so_and_is_drawn_as_it_went() -> None:

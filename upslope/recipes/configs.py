@@ -265,13 +265,17 @@ RECIPES: dict[str, type[Recipe]] = {recipe.kind: recipe for recipe in (SftRecipe
 
 
 # ------------------------------------------------------------------------------------------------------------ gridworld
-GRID_DEFAULTS: dict[str, dict[str, Any]] = {
+GRID_DEFAULTS: dict[str, dict[str, Any]] = {  # fmt: skip
     "ppo": {},
-    "values": {"epochs": 1, "entropy_coef": 0.0, "trace": 1.0, "clip": None},
-    "policy": {"epochs": 1, "minibatches": 1, "trace": 1.0, "clip": None},
-    "reinforce": {"epochs": 1, "minibatches": 1, "trace": 1.0, "clip": None},
-    "grpo": {"epochs": 1, "trace": 1.0},
-    "q-learning": {"lr": 0.5, "epochs": 1, "minibatches": 1, "entropy_coef": 0.0, "clip": None, "epsilon": 0.5},
+    "values": {
+        "iterations": 100, "lr": 0.01, "epochs": 1, "minibatches": 16, "trace": 1.0, "clip": None, "entropy_coef": 0.0,
+    },
+    "policy": {"iterations": 150, "epochs": 1, "trace": 1.0, "clip": None},
+    "reinforce": {"iterations": 200, "epochs": 1, "trace": 1.0, "clip": None},
+    "grpo": {"iterations": 200, "epochs": 1, "trace": 1.0},
+    "q-learning": {
+        "iterations": 60, "lr": 0.5, "epochs": 1, "minibatches": 1, "clip": None, "entropy_coef": 0.0, "epsilon": 0.5,
+    },
 }
 """What each learner of a gridworld changes in the defaults of ``GridRecipe``, which are PPO's."""
 
@@ -286,7 +290,7 @@ class GridRecipe(Section):
     """Every random number derives from it."""
     discount: Share = 1.0
     """gamma, a move. With 1, walking on for ever is worth minus infinity."""
-    iterations: Positive = 60
+    iterations: Positive = 120
     """Batches of walks, each learned from and thrown away."""
     walkers: Positive | None = None
     """Walks at the same time; null: by the number of states, see `recipes/grid_lab.py`."""
@@ -304,8 +308,8 @@ class GridRecipe(Section):
     """lambda of GAE (ppo)."""
     clip: Rate | None = 0.2
     """The ratio is clipped to 1 - clip .. 1 + clip; null: the plain ratio x gain."""
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the entropy bonus at the start, falling in a line to 0."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the entropy bonus at the start, falling in a line to 0; gains have root mean square 1 beside it."""
     value_coef: Annotated[float, Field(gt=0)] = 0.5
     """Factor of the squared error of PPO's critic."""
     features: Literal["one-hot", "xy", "fourier"] = "one-hot"

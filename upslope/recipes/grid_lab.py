@@ -28,14 +28,17 @@ def settled(recipe: GridRecipe, states: int) -> GridRecipe:
     """``recipe`` with its nulls filled in for a world with ``states`` states that do not end.
 
     - ``horizon``: four times the states, at least 64: far beyond the longest best way, and an end to circles.
-    - ``walkers``: enough that a batch stands in each state about 40 times: states * 40 / moves, at least 32. GRPO: the
-      number of groups times ``group``, where each state starts one group.
+    - ``walkers``: enough that a batch tells something of every state. Rows of ``moves`` moves (ppo, q-learning): 40
+      moves a state, at least 32 walkers. Whole episodes: 40 a state for the value network, 8 for a policy network, one
+      group for GRPO.
     """
     found = {}
     if recipe.horizon is None:
         found["horizon"] = max(64, 4 * states)
     if recipe.walkers is None:
-        found["walkers"] = states * recipe.group if recipe.learn == "grpo" else max(32, -(-40 * states // recipe.moves))
+        rows = max(32, -(-40 * states // recipe.moves))
+        episodes = {"values": 40, "policy": 8, "reinforce": 8, "grpo": recipe.group}.get(recipe.learn)
+        found["walkers"] = rows if episodes is None else episodes * states
     return recipe.model_copy(update=found)
 
 

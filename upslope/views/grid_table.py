@@ -43,7 +43,7 @@ def critic_passes(truth: GridTruth) -> bool:
 def truth_rows(trainings: Sequence[GridTraining]) -> list[tuple[str, ...]]:
     """A row of ``COLUMNS`` for each algorithm, in the order of their first training: the last snapshots' numbers.
 
-    Means over seeds, with the worst in brackets where there are several. ``-`` where there is nothing to measure: no
+    Means over seeds, for the errors with the worst in brackets where there are several. ``-`` where there is nothing to measure: no
     critic, or (for the policy's gate) a policy that was held fixed.
     """
     groups: dict[str, list[GridTraining]] = {}
@@ -63,8 +63,8 @@ def _row(name: str, group: Sequence[GridTraining]) -> tuple[str, ...]:
         _points([truth.value_gap for truth in truths]),
         _points(critics),
         _mean_and_worst([100 * truth.optimal_share for truth in truths], lambda share: f"{share:.0f} %", min),
-        _mean_and_worst([float(training.last.moves) for training in group], lambda moves: f"{moves:,.0f}", max),
-        _mean_and_worst([training.seconds for training in group], duration, max),
+        _many(sum(training.last.moves for training in group) / len(group)),
+        duration(sum(training.seconds for training in group) / len(group)),
         f"{sum(map(policy_passes, truths))} of {len(group)}" if learned else MISSING,
         f"{sum(map(critic_passes, truths))} of {len(group)}" if critics else MISSING,
     )
@@ -74,8 +74,22 @@ def _policy_moved(training: GridTraining) -> bool:
     return not torch.equal(training.snapshots[0].policy, training.last.policy)
 
 
+def _many(number: float) -> str:
+    """A count in three digits: 950, 61 k, 1.53 M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
 def _points(values: Sequence[float]) -> str:
-    return _mean_and_worst(values, lambda value: f"{value:.3f}" if math.isfinite(value) else "infinite", max)
+    return _mean_and_worst(values, _point, max)
+
+
+def _point(value: float) -> str:
+    if not math.isfinite(value):
+        return "infinite"
+    return f"{value:.3f}" if value < 10 else f"{value:.2f}"
 
 
 def _mean_and_worst(
@@ -90,12 +104,20 @@ def _mean_and_worst(
 
 def truth_table(trainings: Sequence[GridTraining], title: str = "Against the exact answers") -> Table:
     """``truth_rows`` as a table for a terminal; what passes is green, what fails is red, in words too."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, caption=legend())
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+        caption=legend(),
+    )
     table.caption_justify = "left"
     for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0)
     for row in truth_rows(trainings):
-        table.add_row(*map(Text, row[:-2]), *map(_colored, row[-2:]))
+        table.add_row(*(Text(cell.replace(" (", "\n(")) for cell in row[:-2]), *map(_colored, row[-2:]))
     return table
 
 

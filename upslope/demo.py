@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,29 +37,49 @@ class Plan:
     eval_prompts: int = 128
 
 
-def show_grid(console: Console, picture: Path) -> str:
-    """Solve the built-in world, print it, draw it; returns what the picture shows, in words."""
-    from upslope.maths import bellman
-    from upslope.views.grid import draw_grid
-    from upslope.views.grid_text import grid_text
+def show_grid(out: Path, seed: int, console: Console) -> list[tuple[str, Path, str]]:
+    """The first rung: solve the built-in world, let every learner loose on it, write its pictures and its live page.
+
+    Returns what the report shows of it: title, picture, words.
+    """
+    from upslope.gridrun import LEARNERS, recipe_of, run_grid
     from upslope.worlds.gridworld import SIX_BY_SIX, parse
 
-    world = parse(SIX_BY_SIX)
-    mdp = world.mdp()
-    values = bellman.optimal_values(mdp, 1.0)
-    policy = bellman.greedy_policy(bellman.action_values(mdp, values, 1.0))
-    shown = world.display_values(values)
-    console.print(
-        "Values: best neighbour - 1. Arrows: towards the best neighbour, several where it is a tie.", style="dim"
-    )
-    console.print(grid_text(world, shown, policy, color=console.is_terminal))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(world, shown, policy, picture)
-    console.print(f"picture: {picture}", markup=False, soft_wrap=True)
-    return (
+    recipes = [recipe_of(name, {"seed": seed}, "upslope demo") for name in LEARNERS]
+    found = run_grid(parse(SIX_BY_SIX), recipes, out, console, "the built-in world")
+    return [(title, found.pictures[name], words) for name, (title, words) in GRID_STORY.items()
+            if name in found.pictures]  # fmt: skip
+
+
+GRID_STORY = {
+    "solution": (
+        "The first rung: a gridworld, solved exactly",
         "Every move costs 1. A cell is worth its best neighbour less 1; the ends are worth their points. The arrows go "
-        "to the best neighbour, several where two are equally good. Solved exactly by value iteration: no network yet."
-    )
+        "to the best neighbour, several where two are equally good. By value iteration: no network yet.",
+    ),
+    "sweeps": (
+        "Values spread from the ends",
+        "Each sweep of value iteration gives every cell its best neighbour less 1.",
+    ),
+    "ppo": (
+        "The same learned by two networks: PPO",
+        "A value network predicts, a policy network moves; both learn from walks. Beside the exact solution above.",
+    ),
+    "ppo-walk": (
+        "One walk: prediction, return, gain",
+        "Where a move did better than predicted its gain is positive: the value goes up and the move becomes likelier.",
+    ),
+    "ppo-clip": (
+        "The clip",
+        "How much likelier a move became (ratio) against what it gained. Beyond the clip there is no further push.",
+    ),
+    "curves": (
+        "Every learner against the exact answer",
+        "J is the expected score over all starts, computed exactly at each point; the dashed line is the best. "
+        "grid/grid.html replays each training and lets you change the world.",
+    ),
+    "ppo-film": ("PPO learning", "The value network's numbers and the policy's arrows, update by update."),
+}
 
 
 def run_demo(out: Path, seed: int, quick: bool) -> None:
@@ -68,8 +88,8 @@ def run_demo(out: Path, seed: int, quick: bool) -> None:
     console = Console(highlight=False)
     plan = Plan(3, 2, 2, 32, 16) if quick else Plan()
     begun = time.perf_counter()
-    console.rule("1  A gridworld, solved exactly", align="left")
-    grid_words = show_grid(console, out / "grid.png")
+    console.rule("1  A gridworld: solved exactly, then learned", align="left")
+    story = show_grid(out / "grid", seed, console)
 
     rungs = Rungs(out, seed, plan, console)
     console.rule(f"2  {MODEL} before training", align="left")
@@ -90,7 +110,7 @@ def run_demo(out: Path, seed: int, quick: bool) -> None:
         "sft-alone", "sft", MODEL, {"train": {"steps": steps, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}}
     )
 
-    report = write_demo_report(out, rungs, grid_words, time.perf_counter() - begun)
+    report = write_demo_report(out, rungs, story, time.perf_counter() - begun)
     console.rule("Held-out accuracy", align="left")
     rungs.print_table()
     console.print(WORDS, style="dim")
@@ -197,15 +217,15 @@ def training_seconds(run: Path) -> float:
     return float(sum(row["time/step"] - row.get("time/evaluation", 0.0) for row in rows if row["step"] > 0))
 
 
-def write_demo_report(out: Path, rungs: Rungs, grid_words: str, seconds: float) -> Path:
-    """One self-contained page with everything that the demo showed."""
+def write_demo_report(out: Path, rungs: Rungs, story: Sequence[tuple[str, Path, str]], seconds: float) -> Path:
+    """One self-contained page with everything that the demo showed, from the first rung on."""
     from upslope.views import page, sections
     from upslope.views.report import write_page
 
     runs = {"SFT": out / "sft", "PPO": out / "ppo", "GRPO": out / "grpo"}
     parts = [
+        *(page.image_section(title, picture, words) for title, picture, words in story),
         page.table_section("Held-out accuracy", COLUMNS, [rungs.row(name) for name in NAMES], WORDS),
-        page.image_section("The first rung: a gridworld, solved exactly", out / "grid.png", grid_words),
         sections.curves_section(runs, "Curves"),
         sections.rollouts_section(out / "grpo", title="GRPO: completions, rewards, advantages"),
         sections.rollouts_section(out / "ppo", title="PPO: completions, rewards, advantages"),

@@ -125,14 +125,14 @@ def draw(world: Gridworld, what: Exact | GridTraining, path: str | Path) -> Path
     """A picture of an exact solution, or of what a training ended with: values and policy, as a PNG."""
     from upslope.maths.bellman import greedy_policy
     from upslope.types import GridTraining
-    from upslope.views.grid import draw_grid
+    from upslope.views.grid import grid_figure
+    from upslope.views.grid_canvas import save
 
     if isinstance(what, GridTraining):
         last, title = what.last, f"{what.algorithm}, seed {what.seed}"
         values = last.values if last.values is not None else solve(world, what.discount).policy_values(last.policy)
-        return draw_grid(world, world.display_values(values), last.policy, path, title)
-    return draw_grid(world, world.display_values(what.optimal_values), greedy_policy(what.optimal_actions), path,
-                     "Solved exactly")  # fmt: skip
+        return save(grid_figure(world, values, last.policy, title), path)
+    return save(grid_figure(world, what.optimal_values, greedy_policy(what.optimal_actions), "Solved exactly"), path)
 
 
 def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:

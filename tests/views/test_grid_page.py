@@ -21,7 +21,7 @@ from upslope.worlds.gridworld import SIX_BY_SIX, parse
 
 
 def stored(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="grid-data">(.*?)</script>', page, re.S)
+    found = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page, re.S)
     assert found
     return json.loads(found[1])
 

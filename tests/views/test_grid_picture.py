@@ -19,7 +19,7 @@ from tests.views import grid_records as eyes
 from upslope.errors import InputError
 from upslope.maths import bellman
 from upslope.views import grid_canvas as canvas
-from upslope.views.grid import draw_grid, grid_figure
+from upslope.views.grid import grid_figure
 from upslope.views.grid_map import LEAST_DRAWN
 from upslope.worlds.gridworld import Gridworld, parse
 
@@ -245,7 +245,7 @@ def test_notes_are_broken_between_notes_first() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- files
 def test_the_file_is_a_png_of_readme_width(tmp_path: Path) -> None:
-    path = draw_grid(*world_and_policy(), tmp_path / "grid.png", title="Optimal")
+    path = canvas.save(grid_figure(*world_and_policy(), title="Optimal"), tmp_path / "grid.png")
     with Image.open(path) as image:
         assert image.format == "PNG" and image.width == 1100 and image.height > 300
 
@@ -267,4 +267,4 @@ def test_the_data_address_and_the_file_hold_the_same_png(tmp_path: Path) -> None
 
 def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        draw_grid(*world_and_policy(), tmp_path / "no" / "grid.png")
+        canvas.save(grid_figure(*world_and_policy()), tmp_path / "no" / "grid.png")

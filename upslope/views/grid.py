@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from upslope.views import grid_map as maps
-from upslope.views.grid_canvas import color_of, faint, save, scale_of
+from upslope.views.grid_canvas import color_of, faint, scale_of
 from upslope.views.grid_map import Grid
 
 
@@ -52,14 +51,3 @@ def grid_figure(
     if not written:
         maps.color_bar(left, scale, cell, world.rows)
     return figure
-
-
-def draw_grid(
-    world: Grid,
-    values: Float[Tensor, " states"],
-    policy: Float[Tensor, "states actions"],
-    path: Path | str,
-    title: str = "Values and policy",
-) -> Path:
-    """``save(grid_figure(...), path)``: see there."""
-    return save(grid_figure(world, values, policy, title), path)

@@ -6,13 +6,9 @@ page (``assets/grid_solver.js``); every number about a training is computed here
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,9 @@ from torch import Tensor
 from upslope.errors import InputError
 from upslope.maths.bellman import Mdp, SparseMdp, optimal_values, policy_values
 from upslope.types import GridMove, GridSnapshot, GridTraining
+from upslope.views.page import asset, document
 from upslope.views.report import write_page
-from upslope.views.safe_text import clean, clean_html
+from upslope.views.safe_text import clean
 from upslope.worlds.gridworld import Gridworld
 
 MOST_EDITABLE = 30  # rows or columns; MOST_ROWS in grid_solver.js
@@ -62,34 +59,12 @@ def grid_page(world: Gridworld, trainings: Sequence[GridTraining], discount: flo
     ends = ", ".join(f"{points:+g}" for points in sorted(set(world.terminals.values()), reverse=True)[:8])
     free = len(world.cells) - len(world.terminals)
     subtitle = f"{world.rows} x {world.columns} cells, {free} of them free; ends worth {ends}"
-    return _document("Gridworld: exact beside learned" if trainings else "Gridworld, solved live", subtitle, data)
-
-
-@cache
-def _asset(name: str) -> str:
-    return (files("upslope.views") / "assets" / name).read_text(encoding="utf-8").strip()
-
-
-def _document(title: str, subtitle: str, data: dict[str, Any]) -> str:
-    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();"
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    # A block of JSON is no script to the browser; without "<" it cannot end early.
-    block = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{clean_html(title, 120)}</title>"
-        f"<style>{_asset('report.css')}\n{_asset('grid.css')}</style></head>\n"
-        f"<body><header><h1>{clean_html(title, 200)}</h1><p>{clean_html(subtitle, 400)}</p></header>\n"
-        f"{_asset('grid.html')}\n<footer>Written by upslope. This file needs no network.</footer>\n"
-        f'<script type="application/json" id="grid-data">{block}</script>\n<script>{script}</script></body></html>\n'
-    )
+    script = "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "\n})();"
+    return document(
+        "Gridworld: exact beside learned" if trainings else "Gridworld, solved live", subtitle, asset("grid.html"),
+        f"{asset('report.css')}\n{asset('grid.css')}", script,
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False),
+    )  # fmt: skip
 
 
 def _world(world: Gridworld, discount: float) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def critic_passes(truth: GridTruth) -> bool:
 def truth_rows(trainings: Sequence[GridTraining]) -> list[tuple[str, ...]]:
     """A row of ``COLUMNS`` for each algorithm, in the order of their first training: the last snapshots' numbers.
 
-    Means over seeds, for the errors with the worst in brackets where there are several. ``-`` where there is nothing to measure: no
-    critic, or (for the policy's gate) a policy that was held fixed.
+    Means over seeds, for the errors with the worst in brackets where there are several. ``-`` where there is nothing to
+    measure: no critic, or (for the policy's gate) a policy that was held fixed.
     """
     groups: dict[str, list[GridTraining]] = {}
     for training in trainings:

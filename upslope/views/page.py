@@ -33,21 +33,13 @@ class Section:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of ``assets/``."""
     return (files("upslope.views") / "assets" / name).read_text(encoding="utf-8").strip()
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """A complete HTML document of ``sections``, with links to them at its top where there are several.
-
-    Its content security policy allows inline styles, ``data:`` images and the page's own script, and nothing else.
-    """
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    """A complete HTML document of ``sections``, with links to them at its top where there are several."""
     names = [_anchor(section.title, index) for index, section in enumerate(sections)]
     links = "".join(
         f'<a href="#{name}">{clean_html(section.title, 60)}</a>' for name, section in zip(names, sections, strict=True)
@@ -56,15 +48,33 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         f'<section id="{name}"><h2>{clean_html(section.title, 120)}</h2>{section.html}</section>'
         for name, section in zip(names, sections, strict=True)
     )
+    nav = f"<nav>{links}</nav>" if len(sections) > 1 else ""
+    return document(title, subtitle, f"<main>{body}</main>", asset("report.css"), asset("report.js"), nav=nav)
+
+
+def document(title: str, subtitle: str, body: str, style: str, script: str, nav: str = "", data: str = "") -> str:
+    """The frame of every page: ``body`` and ``nav`` are markup, ``data`` is JSON that the script reads by the id
+    ``page-data``.
+
+    The content security policy allows inline styles, ``data:`` images and this one script, and nothing else.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # A block of JSON is no script to the browser; without "<" it cannot end early.
+    safe = data.replace("<", "\\u003c")
+    block = f'<script type="application/json" id="page-data">{safe}</script>\n' if data else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{clean_html(title, 120)}</title><style>{_asset('report.css')}</style></head>\n"
-        f"<body><header><h1>{clean_html(title, 200)}</h1><p>{clean_html(subtitle, 400)}</p>"
-        f"{f'<nav>{links}</nav>' if len(sections) > 1 else ''}</header>\n<main>{body}</main>\n"
-        f"<footer>Written by upslope. This file needs no network.</footer><script>{script}</script></body></html>\n"
+        f"<title>{clean_html(title, 120)}</title><style>{style}</style></head>\n"
+        f"<body><header><h1>{clean_html(title, 200)}</h1><p>{clean_html(subtitle, 400)}</p>{nav}</header>\n"
+        f"{body}\n<footer>Written by upslope. This file needs no network.</footer>"
+        f"{block}<script>{script}</script></body></html>\n"
     )
 
 

@@ -1,7 +1,7 @@
 // The editor: every change of the map or a setting is solved and drawn at once, in the same task as its event.
 
 const $ = (id) => document.getElementById(id);
-const data = JSON.parse($("grid-data").textContent);
+const data = JSON.parse($("page-data").textContent);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const ARROWS = ["↑", "→", "↓", "←"];
 const hooks = {};   // what window.upslopeGrid offers

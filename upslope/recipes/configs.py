@@ -130,7 +130,7 @@ class GrpoSection(Section):
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL term against the starting policy; 0: no reference model is kept."""
     kl_estimator: Literal["k2", "k3"] = "k2"
-    """k2's gradient is KL(pi || ref)'s; k3's (the paper's choice) is KL(ref || pi)'s."""
+    """At each token, k2's gradient is KL(pi || ref)'s and k3's (the paper's choice) KL(ref || pi)'s."""
     truncated: Literal["keep", "mask"] = "keep"
     """Train on completions that the length limit cut, or leave them out of the loss (they stay in the baseline)."""
     resample: Annotated[int, Field(ge=0)] = 0
@@ -265,7 +265,7 @@ RECIPES: dict[str, type[Recipe]] = {recipe.kind: recipe for recipe in (SftRecipe
 
 
 # ------------------------------------------------------------------------------------------------------------ gridworld
-GRID_DEFAULTS: dict[str, dict[str, Any]] = {  # fmt: skip
+GRID_DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": {},
     "values": {
         "iterations": 100, "lr": 0.01, "epochs": 1, "minibatches": 16, "trace": 1.0, "clip": None, "entropy_coef": 0.0,

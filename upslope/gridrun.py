@@ -10,17 +10,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from upslope.errors import InputError
 from upslope.maths import bellman
 from upslope.recipes.configs import GridRecipe
 from upslope.recipes.grid import train
+from upslope.recipes.grid_catch import CatchWorld, PolicyAnswers, ValueAnswers, catch_at
 from upslope.run.recipe import build
 from upslope.types import GridSnapshot, GridTraining
 from upslope.views.grid_page import write_grid_page
 from upslope.views.grid_story import draw_story, one_each
 from upslope.views.grid_table import truth_table
 from upslope.views.grid_text import grid_text
+from upslope.views.numbers import duration
 from upslope.worlds.grid_truth import Exact, solve
 from upslope.worlds.gridworld import SIX_BY_SIX, Gridworld, parse, read
 
@@ -49,7 +52,9 @@ def grid_command(
     """What ``upslope grid`` does. ``options`` are ``gridworld.parse``'s, ``settings`` keys of ``GridRecipe``."""
     console = Console(highlight=False)
     if size is not None:
-        show_catch(catch((10, 32, size) if size > 32 else (size,), seeds[0]), console)
+        with console.status(f"a world of {size} x {size}: a table and networks, about two minutes at 100"):
+            found = [catch_at(each, seeds[0]) for each in ((10, 32, size) if size > 32 else (size,))]
+        show_catch(found, console)
         return None
     world = parse(SIX_BY_SIX, **options) if map_file is None else read(map_file, **options)
     chosen = LEARNERS if learn is None else (learn,)
@@ -135,3 +140,61 @@ def _train_all(world: Gridworld, recipes: Sequence[GridRecipe], console: Console
                 parts.append(f"value error {truth.critic_rmse:.3f}")
             progress.console.print("  ".join(parts) + f"  ({found.seconds:.1f} s)", markup=False, soft_wrap=True)
             yield found
+
+
+VALUE_WORDS = (
+    "Walks begin in a fiftieth of the cells, so that many cells are never visited; which, is counted. Error: root mean "
+    "square against the exact values of the policy that walked, in points; spread: the error of the best constant. "
+    "Value iteration keeps one number a state and visits all of them in every sweep."
+)
+POLICY_WORDS = (
+    "Best moves: share of cells where the likeliest move is a best one. Earned: what the policy earns from there on "
+    "average, exactly, and the best that can be earned, in points, discount 0.99."
+)
+
+
+def show_catch(worlds: Sequence[CatchWorld], console: Console) -> None:
+    """Two tables: who knows the values, and who knows the moves, where it has been and where it has never been."""
+    for title, words, (head, *rows) in (
+        ("The catch: values", VALUE_WORDS, value_rows(worlds)),
+        ("The catch: moves", POLICY_WORDS, policy_rows(worlds)),
+    ):
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False,
+                      padding=(0, 0, 0, 1), caption=words, caption_justify="left")  # fmt: skip
+        for number, name in enumerate(head):
+            table.add_column(name, justify="left" if number == 1 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def value_rows(worlds: Sequence[CatchWorld]) -> list[tuple[str, ...]]:
+    """The values' table, its head first."""
+    rows: list[tuple[str, ...]] = [("states", "contender", "numbers", "time", "visited cells", "error", "spread",
+                                    "never visited", "error", "spread")]  # fmt: skip
+    for world in worlds:
+        states = f"{world.states:,}"
+        rows.append((states, f"value iteration, {world.sweeps} sweeps", f"{world.table_bytes // 8:,}",
+                     duration(world.solve_seconds), states, "exact", "", "0", "", ""))  # fmt: skip
+        for found in world.contenders:
+            if isinstance(found.visited, ValueAnswers) and isinstance(found.never, ValueAnswers):
+                answers = [(f"{there.cells:,}", f"{there.error:.2f}", f"{there.spread:.2f}")
+                           for there in (found.visited, found.never)]  # fmt: skip
+                rows.append(
+                    (states, found.name, f"{found.parameters:,}", duration(found.seconds), *answers[0], *answers[1])
+                )
+    return rows
+
+
+def policy_rows(worlds: Sequence[CatchWorld]) -> list[tuple[str, ...]]:
+    """The moves' table, its head first."""
+    rows: list[tuple[str, ...]] = [("states", "contender", "numbers", "time", "visited cells", "best moves", "earned",
+                                    "never visited", "best moves", "earned")]  # fmt: skip
+    for world in worlds:
+        for found in world.contenders:
+            if isinstance(found.visited, PolicyAnswers) and isinstance(found.never, PolicyAnswers):
+                answers = [(f"{there.cells:,}", f"{there.best_moves:.0%}", f"{there.earned:.1f} of {there.best:.1f}")
+                           for there in (found.visited, found.never)]  # fmt: skip
+                rows.append((f"{world.states:,}", found.name, f"{found.parameters:,}", duration(found.seconds),
+                             *answers[0], *answers[1]))  # fmt: skip
+    return rows

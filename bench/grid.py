@@ -62,7 +62,7 @@ def measured(name: str, world: Gridworld, recipe: GridRecipe) -> dict[str, Any]:
     critic = "" if truth.critic_rmse is None else f"  critic {truth.critic_rmse:.4f}"
     print(
         f"{'pass' if row['passed'] else 'FAIL'}  {recipe.learn:5s} {name:14s} seed {recipe.seed:3d}  "
-        f"share {truth.optimal_share:.3f}  gap {truth.gap:.4f}{critic}  {found.last.moves:8d} moves  {row['cpu']:.1f} s",
+        f"share {truth.optimal_share:.3f}  gap {truth.gap:.4f}{critic}  {found.last.moves} moves  {row['cpu']:.1f} s",
         flush=True,
     )
     return row

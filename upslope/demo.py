@@ -34,7 +34,7 @@ class Plan:
     ppo: int = 15
     grpo: int = 40
     prompts: int = PROMPTS
-    eval_prompts: int = 128
+    eval_prompts: int = 64
 
 
 def show_grid(out: Path, seed: int, console: Console) -> list[tuple[str, Path, str]]:

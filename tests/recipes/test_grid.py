@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from upslope.recipes import grid
 from upslope.recipes.configs import GRID_DEFAULTS, GridRecipe
 from upslope.recipes.grid import LEARNERS, train
 from upslope.recipes.grid_lab import prepare, settled
-from upslope.types import GridSnapshot, GridTraining
+from upslope.types import GridSnapshot
 from upslope.worlds.gridworld import SIX_BY_SIX, parse
 
 SIX, SMALL = parse(SIX_BY_SIX), parse(TINY)
-QUICK: dict[str, Any] = {"iterations": 12, "walkers": 16, "moves": 8, "group": 4, "hidden": 16}
+QUICK: dict[str, Any] = {"iterations": 8, "walkers": 16, "moves": 8, "group": 4, "hidden": 16, "minibatches": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,30 +49,30 @@ def same(one: GridSnapshot, other: GridSnapshot) -> bool:
 
 # -------------------------------------------------------------------------------------------------------------- gates
 def test_ppo_is_certified_on_the_built_in_world() -> None:
-    last = train(SIX, GridRecipe(seed=3)).last.truth
+    last = train(SIX, GridRecipe(seed=3, iterations=50, snapshots=2)).last.truth
     assert last.optimal_share == 1.0 and last.gap < 0.05
     assert last.critic_rmse is not None and last.critic_rmse < 0.1
 
 
 @pytest.mark.parametrize("learn", ["grpo", "policy", "reinforce"])
 def test_a_policy_alone_is_certified_on_the_built_in_world(learn: str) -> None:
-    last = train(SIX, GridRecipe(learn=learn, seed=3)).last
+    last = train(SIX, GridRecipe.model_validate({"learn": learn, "seed": 3, "iterations": 80, "snapshots": 2})).last
     assert last.truth.optimal_share == 1.0 and last.truth.gap < 0.05
     assert last.values is None and last.truth.critic_rmse is None
 
 
 def test_q_learning_finds_the_exact_values_and_the_best_policy() -> None:
-    last = train(SIX, GridRecipe(learn="q-learning", seed=3)).last.truth
+    last = train(SIX, GridRecipe(learn="q-learning", seed=3, iterations=30, snapshots=2)).last.truth
     assert last.optimal_share == 1.0 and last.gap < 1e-9
     assert last.critic_rmse is not None and last.critic_rmse < 1e-6  # against V*, which is what it learns
 
 
 def test_the_value_network_approaches_v_pi_and_stays_away_from_v_star() -> None:
     world = parse(TINY)
-    training = train(world, GridRecipe(learn="values", seed=3))
+    training = train(world, GridRecipe(learn="values", seed=3, iterations=60, snapshots=2))
     first, last = training.snapshots[0].truth, training.last.truth
     assert last.critic_rmse is not None and first.critic_rmse is not None
-    assert last.critic_rmse < 0.3 < 2.0 < first.critic_rmse
+    assert last.critic_rmse < 0.3 < 5.0 < first.critic_rmse
     lab = prepare(world, GridRecipe(learn="values"))
     assert training.last.values is not None
     free = ~lab.mdp.terminal
@@ -82,7 +83,7 @@ def test_the_value_network_approaches_v_pi_and_stays_away_from_v_star() -> None:
 
 def test_the_critic_learns_under_slip_and_bump_and_discount() -> None:
     world = parse(TINY, slip=0.2, blocked="bump")
-    last = train(world, GridRecipe(seed=1, discount=0.95)).last.truth
+    last = train(world, GridRecipe(seed=1, discount=0.95, iterations=40, snapshots=2)).last.truth
     assert last.optimal_share == 1.0 and last.gap < 0.05
     assert last.critic_rmse is not None and last.critic_rmse < 0.15
 
@@ -91,7 +92,7 @@ def test_the_critic_learns_under_slip_and_bump_and_discount() -> None:
 @pytest.mark.parametrize("learn", LEARNERS)
 def test_a_seed_repeats_bit_for_bit_and_another_differs(learn: str) -> None:
     one, again, other = (train(SMALL, quick(learn, seed=seed)) for seed in (1, 1, 2))
-    assert len(one.snapshots) == len(again.snapshots) == 13
+    assert len(one.snapshots) == len(again.snapshots) == 9
     assert all(same(left, right) for left, right in zip(one.snapshots, again.snapshots, strict=True))
     assert torch.equal(one.visits, again.visits)
     assert not torch.equal(one.visits, other.visits)
@@ -100,10 +101,10 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(learn: str) -> None:
 @pytest.mark.parametrize("learn", LEARNERS)
 def test_learning_does_not_depend_on_being_recorded_or_watched(learn: str) -> None:
     watched: list[GridSnapshot] = []
-    often = train(SMALL, quick(learn, snapshots=12), watched.append)
+    often = train(SMALL, quick(learn, snapshots=8), watched.append)
     seldom = train(SMALL, quick(learn, snapshots=1))
-    assert [snapshot.iteration for snapshot in seldom.snapshots] == [0, 12]
-    assert len(watched) == 13 and all(one is other for one, other in zip(watched, often.snapshots, strict=True))
+    assert [snapshot.iteration for snapshot in seldom.snapshots] == [0, 8]
+    assert len(watched) == 9 and all(one is other for one, other in zip(watched, often.snapshots, strict=True))
     assert same(often.last, seldom.last) and same(often.snapshots[0], seldom.snapshots[0])
 
 
@@ -130,9 +131,9 @@ def test_the_record_says_what_happened(learn: str) -> None:
 def test_the_recorded_walk_is_one_walk_and_its_numbers_fit(learn: str) -> None:
     training = train(SMALL, quick(learn, seed=5))
     lab = prepare(SMALL, quick(learn))
-    for before, snapshot in zip(training.snapshots[:-1], training.snapshots[1:], strict=True):
+    for before, snapshot in pairwise(training.snapshots):
         walk = snapshot.walk
-        for move, after in zip(walk[:-1], walk[1:], strict=True):
+        for move, after in pairwise(walk):
             assert move.next_state == after.state
             assert move.outcome == pytest.approx(move.reward + after.outcome, abs=1e-9)
         if bool(lab.mdp.terminal[walk[-1].next_state]):
@@ -191,7 +192,7 @@ def test_a_long_run_is_recorded_at_even_distances() -> None:
     training = train(SMALL, quick("q-learning", iterations=90, snapshots=60))
     iterations = [snapshot.iteration for snapshot in training.snapshots]
     assert len(iterations) == 61 and iterations[0] == 0 and iterations[-1] == 90
-    assert {after - before for before, after in zip(iterations[:-1], iterations[1:], strict=True)} == {1, 2}
+    assert {after - before for before, after in pairwise(iterations)} == {1, 2}
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -217,9 +218,11 @@ def test_what_cannot_be_used_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_batches_grow_with_the_number_of_states() -> None:
-    assert (settled(GridRecipe(), 25).walkers, settled(GridRecipe(), 25).horizon) == (32, 100)
-    assert settled(GridRecipe(), 100).walkers == 125
-    assert settled(GridRecipe(learn="grpo", group=8), 100).walkers == 800
+    assert (settled(GridRecipe(), 10).walkers, settled(GridRecipe(), 10).horizon) == (32, 64)
+    assert (settled(GridRecipe(), 100).walkers, settled(GridRecipe(), 100).horizon) == (125, 400)
+    assert settled(GridRecipe(moves=16), 100).walkers == 250
+    for learn, walkers in (("grpo", 1600), ("values", 4000), ("policy", 800), ("reinforce", 800), ("q-learning", 125)):
+        assert settled(GridRecipe.model_validate({"learn": learn}), 100).walkers == walkers
     given = GridRecipe(walkers=7, horizon=9)
     assert settled(given, 100) == given
 

@@ -218,5 +218,3 @@ def test_entropy_is_rewarded() -> None:
     logprobs = lab.log_probs(network, state)
     loss = grid_lab.policy_loss(logprobs, found, None, 0.25, first=True)
     torch.testing.assert_close(loss, -0.25 * distributions.entropy(logprobs))
-
-

@@ -27,10 +27,9 @@ POLICIES = {
 
 
 def recipe(learn: str, **more: object) -> GridRecipe:
-    return GridRecipe.model_validate(
-        {"learn": learn, "iterations": 40, "moves": 8, "walkers": 32, "snapshots": 1, "lr": 0.01, "epochs": 2, "minibatches": 2, **more}
-        | ({"lr": 0.5} if learn == "q-learning" else {})
-    )
+    lr = 0.5 if learn == "q-learning" else 0.01
+    small = {"iterations": 40, "moves": 8, "walkers": 32, "snapshots": 1, "epochs": 2, "minibatches": 2}
+    return GridRecipe.model_validate({"learn": learn, "lr": lr, **small, **more})
 
 
 def final(lab: Lab, train: Callable[[Lab, Diary], None]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -74,9 +73,7 @@ def test_4_the_better_of_two_moves_is_found(learn: str) -> None:
 @pytest.mark.parametrize("learn", POLICIES)
 def test_5_the_better_move_depends_on_the_observation(learn: str) -> None:
     """Move 0 pays in state 0, move 1 in state 1: gains and states must not be mixed up in the minibatches."""
-    mdp = process(
-        {(0, 0): (2, 1.0), (0, 1): (2, -1.0), (1, 0): (2, -1.0), (1, 1): (2, 1.0)}, states=3, actions=2
-    )
+    mdp = process({(0, 0): (2, 1.0), (0, 1): (2, -1.0), (1, 0): (2, -1.0), (1, 1): (2, 1.0)}, states=3, actions=2)
     policy, values = final(tiny_lab(mdp, [0.5, 0.5, 0], recipe(learn)), POLICIES[learn])
     assert float(policy[0, 0]) > 0.95 and float(policy[1, 1]) > 0.95
     if values is not None:

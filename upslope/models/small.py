@@ -35,14 +35,16 @@ class Lattice(Protocol):
     def cells(self) -> Sequence[tuple[int, int]]: ...
 
 
-def encode(world: Lattice, features: Features, dtype: torch.dtype = torch.float32) -> Float[Tensor, "states features"]:
+def encode(
+    world: Lattice, features: Features, dtype: torch.dtype = torch.float32, octaves: int | None = None
+) -> Float[Tensor, "states features"]:
     """The input vector of each state, in the order of ``world.cells``.
 
     - ``one-hot``: 1 at the state's own number. Nothing is shared: each state can have any answer.
     - ``xy``: row and column, scaled to [-1, 1]. Neighbours look alike, also across a wall.
-    - ``fourier``: x and y, and ``sin`` and ``cos`` of ``2^k pi x`` and ``2^k pi y`` for k = 0, 1, ... until half a
-      period is one cell or less (the positional encoding of NeRF, arXiv 2003.08934, eq. 4). Coarse and fine at once,
-      ``2 + 4 (1 + ceil(log2(size)) - 1)`` numbers for a world whose longer side is ``size``.
+    - ``fourier``: x and y, and ``sin`` and ``cos`` of ``2^k pi x`` and ``2^k pi y`` for ``octaves`` numbers k = 0, 1,
+      ... (the positional encoding of NeRF, arXiv 2003.08934, eq. 4): coarse and fine at once. By default until half a
+      period is about one cell, which tells all cells apart; fewer octaves say more about cells never seen.
 
     Raises InputError for one-hot inputs of a world with more than ``LARGEST_ONE_HOT`` states.
     """
@@ -58,8 +60,8 @@ def encode(world: Lattice, features: Features, dtype: torch.dtype = torch.float3
     xy = 2.0 * cells / max(size - 1, 1) - 1.0
     if features == "xy":
         return xy.to(dtype)
-    octaves = torch.arange(max(1, math.ceil(math.log2(size))), dtype=torch.float64)
-    angles = (xy.unsqueeze(2) * torch.pi * 2.0**octaves).flatten(1)
+    count = max(1, math.ceil(math.log2(size))) if octaves is None else octaves
+    angles = (xy.unsqueeze(2) * torch.pi * 2.0 ** torch.arange(count, dtype=torch.float64)).flatten(1)
     return torch.cat([xy, angles.sin(), angles.cos()], dim=1).to(dtype)
 
 

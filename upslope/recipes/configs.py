@@ -268,13 +268,25 @@ RECIPES: dict[str, type[Recipe]] = {recipe.kind: recipe for recipe in (SftRecipe
 GRID_DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": {},
     "values": {
-        "iterations": 100, "lr": 0.01, "epochs": 1, "minibatches": 16, "trace": 1.0, "clip": None, "entropy_coef": 0.0,
+        "iterations": 100,
+        "lr": 0.01,
+        "epochs": 1,
+        "minibatches": 16,
+        "trace": 1.0,
+        "clip": None,
+        "entropy_coef": 0.0,
     },
     "policy": {"iterations": 150, "epochs": 1, "trace": 1.0, "clip": None},
     "reinforce": {"iterations": 200, "epochs": 1, "trace": 1.0, "clip": None},
     "grpo": {"iterations": 200, "epochs": 1, "trace": 1.0},
     "q-learning": {
-        "iterations": 60, "lr": 0.5, "epochs": 1, "minibatches": 1, "clip": None, "entropy_coef": 0.0, "epsilon": 0.5,
+        "iterations": 60,
+        "lr": 0.5,
+        "epochs": 1,
+        "minibatches": 1,
+        "clip": None,
+        "entropy_coef": 0.0,
+        "epsilon": 0.5,
     },
 }
 """What each learner of a gridworld changes in the defaults of ``GridRecipe``, which are PPO's."""
@@ -291,7 +303,7 @@ class GridRecipe(Section):
     discount: Share = 1.0
     """gamma, a move. With 1, walking on for ever is worth minus infinity."""
     iterations: Positive = 120
-    """Batches of walks, each learned from and thrown away."""
+    """Batches of walks, each learned from and then thrown away (values, whose policy never changes, keeps them)."""
     walkers: Positive | None = None
     """Walks at the same time; null: by the number of states, see `recipes/grid_lab.py`."""
     moves: Positive = 32

@@ -39,9 +39,9 @@ from upslope.worlds.walks import Transitions, episodes
 DISCOUNT = 0.99
 """Walking on for ever is worth -100 points, so that every answer can be compared."""
 WALLS, CELLS_PER_GOAL = 0.1, 800
-START_SHARE, FEWEST_STARTS = 0.02, 3
+START_SHARE, FEWEST_STARTS = 0.04, 3
 EPSILON, WALKS_PER_START, LONGEST = 0.3, 10, 400
-HORIZON, ITERATIONS, MOVES = 16, 120, 32
+HORIZON, ITERATIONS, MOVES, ENTROPY_COEF = 6, 150, 32, 0.2
 FIT_STEPS, FIT_BATCH, FIT_LR = 2000, 1024, 5e-3
 
 
@@ -145,7 +145,7 @@ def recipe_at(learn: str, world: Gridworld, seed: int, iterations: int) -> GridR
         {
             "learn": learn, "seed": seed, "discount": DISCOUNT, "features": "fourier", "iterations": iterations,
             "walkers": min(256, max(32, len(world.cells) // 32)), "moves": MOVES, "horizon": HORIZON, "snapshots": 1,
-        } | ({"minibatches": 8} if learn == "ppo" else {})
+        } | ({"minibatches": 8, "entropy_coef": ENTROPY_COEF} if learn == "ppo" else {})
     )  # fmt: skip
 
 

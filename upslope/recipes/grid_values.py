@@ -7,21 +7,29 @@ finds: the network approaches V^pi. It does not approach V*, the value of the be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from upslope.maths import bellman, weighting
 from upslope.recipes import grid_lab
+from upslope.recipes.configs import GridRecipe
 from upslope.recipes.grid_diary import Diary, Study
 from upslope.recipes.grid_lab import CriticTargets, Lab, look_up, walkers
+from upslope.seeds import derive
 
 
 def train(lab: Lab, diary: Diary) -> None:
-    """Episodes of the fixed policy, outcomes, squared error, update."""
+    """Episodes of the fixed policy, outcomes, squared error, update.
+
+    The policy never changes, so no walk grows old: each update draws from all walks so far.
+    """
     recipe, critic, policy = lab.recipe, lab.critic(), fixed_policy(lab)
     critic_steps = grid_lab.adam(critic, recipe)
     log_policy = policy.log().masked_fill(lab.mdp.terminal.unsqueeze(1), 0.0)
+    pool: list[CriticTargets] = []
     for iteration in range(recipe.iterations):
         grid_lab.anneal(recipe, iteration, critic_steps)
         batch = lab.episodes(look_up(log_policy), lab.starts(walkers(recipe), iteration), iteration)
@@ -31,12 +39,21 @@ def train(lab: Lab, diary: Diary) -> None:
         diary.count(batch)
         if iteration == 0:
             diary.write(0, policy, table, study)
-        predictions = CriticTargets(batch.mask, batch.state, table[batch.state], outcome).flat()
-        for rows in grid_lab.minibatches(recipe, batch.moves, iteration):
-            found = predictions.take(rows)
+        pool.append(CriticTargets(batch.mask, batch.state, table[batch.state], outcome).flat())
+        for found in draws(recipe, pool, iteration):
             loss = grid_lab.value_loss(lab.values(critic, found.state), found)
             grid_lab.step(critic, critic_steps, (weighting.token_mean(found.mask) * loss).sum(), grid_lab.VALUE_NORM)
         diary.write(iteration + 1, policy, lab.value_table(critic), study)
+
+
+def draws(recipe: GridRecipe, pool: list[CriticTargets], iteration: int) -> Iterator[CriticTargets]:
+    """Moves of each optimizer step: ``epochs * minibatches`` of them, each as large as if it were cut from the newest
+    walks alone, drawn from the whole pool with replacement."""
+    every = CriticTargets(*(torch.cat([getattr(part, name) for part in pool]) for name in CriticTargets.__slots__))
+    generator = torch.Generator().manual_seed(derive(recipe.seed, "minibatches", iteration))
+    size = max(1, len(pool[-1].state) // recipe.minibatches)
+    for _ in range(recipe.epochs * recipe.minibatches):
+        yield every.take(torch.randint(len(every.state), (size,), generator=generator))
 
 
 def fixed_policy(lab: Lab) -> Float[Tensor, "states actions"]:

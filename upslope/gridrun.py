@@ -143,7 +143,7 @@ def _train_all(world: Gridworld, recipes: Sequence[GridRecipe], console: Console
 
 
 VALUE_WORDS = (
-    "Walks begin in a fiftieth of the cells, so that many cells are never visited; which, is counted. Error: root mean "
+    "Walks begin in a few of the cells, so that many cells are never visited; which, is counted. Error: root mean "
     "square against the exact values of the policy that walked, in points; spread: the error of the best constant. "
     "Value iteration keeps one number a state and visits all of them in every sweep."
 )

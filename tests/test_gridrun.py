@@ -79,3 +79,12 @@ def test_solve_and_draw(tmp_path: Path) -> None:
     assert trained.last.values is None and torch.isfinite(trained.last.policy).all()
     for name, what in (("exact.png", exact), ("trained.png", trained)):
         assert upslope.draw(world, what, tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_map_wider_than_the_terminal_is_left_to_the_picture() -> None:
+    world = upslope.gridworld(". " * 20 + "+5")
+    for width, fits in ((60, False), (200, True)):
+        text = io.StringIO()
+        gridrun.show_solution(world, upslope.solve(world), Console(file=text, width=width), "a corridor")
+        assert ("┌" in text.getvalue()) is fits and ("see the picture" in text.getvalue()) is not fits
+        assert "20 free cells" in text.getvalue().replace("\n", " ")

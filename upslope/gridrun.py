@@ -28,8 +28,8 @@ from upslope.worlds.grid_truth import Exact, solve
 from upslope.worlds.gridworld import SIX_BY_SIX, Gridworld, parse, read
 
 LEARNERS = ("values", "policy", "ppo", "grpo", "reinforce", "q-learning")
-WIDEST_TEXT = 16
-"""Columns of a world that is still printed in the terminal."""
+LARGEST_TEXT = 1000
+"""Free cells of a world that is still printed in the terminal, where it fits."""
 ABOUT = {
     "values": "a value network alone, on walks of a fixed policy",
     "policy": "a policy network alone: ratio x gain",
@@ -111,12 +111,14 @@ def show_solution(world: Gridworld, exact: Exact, console: Console, name: str) -
     if world.slip or exact.discount < 1:
         words = "Values: what the best policy earns from here. Arrows: its moves, several where they tie."
     console.print(words, style="dim")
-    if world.columns <= WIDEST_TEXT:
-        shown = world.display_values(exact.optimal_values)
-        console.print(grid_text(world, shown, policy, color=console.is_terminal))
+    drawn = grid_text(world, exact.optimal_values, policy, color=console.is_terminal) if free <= LARGEST_TEXT else None
+    if drawn is not None and drawn.plain.index("\n") <= console.width:
+        console.print(drawn)
+    else:
+        console.print("(The map is too large for this terminal: see the picture.)", style="dim")
     console.print(
         f"{name}: {world.rows} x {world.columns}, {free} free cells, {len(world.terminals)} ends; best expected "
-        f"return J* = {exact.optimal_return:.3f} over {len(world.starts)} starts, exact",
+        f"return J* = {exact.optimal_return:.3f} over {len(world.starts)} start{'s' * (len(world.starts) > 1)}, exact",
         markup=False, soft_wrap=True,
     )  # fmt: skip
 

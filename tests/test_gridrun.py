@@ -56,7 +56,7 @@ def test_an_unknown_learner_and_a_bad_setting_are_named_together() -> None:
 
 
 def test_a_start_that_reaches_no_end_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="row 1, column 1.*no end"):
+    with pytest.raises(InputError, match=r"row 1, column 1.*no end"):
         upslope.grid(upslope.gridworld("S # +5 ."))
 
 
@@ -66,7 +66,7 @@ def test_gridworld_reads_text_and_files(tmp_path: Path) -> None:
     assert upslope.gridworld(path).text == upslope.gridworld(str(path)).text == upslope.gridworld(SMALL).text
     assert upslope.gridworld().text == upslope.gridworld(SIX_BY_SIX).text
     assert upslope.gridworld(SMALL, step_cost=2.0, slip=0.5, blocked="bump").slip == 0.5
-    with pytest.raises(InputError, match="nowhere.txt"):
+    with pytest.raises(InputError, match=r"nowhere\.txt"):
         upslope.gridworld("nowhere.txt")
 
 

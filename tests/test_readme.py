@@ -17,13 +17,15 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_t
 
 
 def shortened(block: str) -> str:
-    """The shell block with two steps a run and eight prompts an evaluation."""
+    """The shell block with two steps a run, eight prompts an evaluation and five updates on the grid."""
     lines = []
     for line in block.splitlines():
         if re.match(r"upslope (sft|ppo|grpo) ", line):
             line += SHORT
         if line.startswith("upslope eval "):
             line += " --prompts 8"
+        if line.startswith("upslope grid"):
+            line += " --iterations 5"
         lines.append(line)
     return "\n".join(lines)
 
@@ -31,7 +33,8 @@ def shortened(block: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "recipes", place / "recipes")
+    for name in ("recipes", "worlds", "docs"):
+        shutil.copytree(ROOT / name, place / name)
     return place
 
 

@@ -146,9 +146,7 @@ def grid(
     ] = None,
     step_cost: Annotated[float, typer.Option(help="What a move costs, in points.")] = 1.0,
     slip: Annotated[float, typer.Option(help="Probability that a move goes to one of its two sides.")] = 0.0,
-    blocked: Annotated[
-        str, typer.Option(help="Moves into walls: mask (there are none) or bump (stay).")
-    ] = "mask",
+    blocked: Annotated[str, typer.Option(help="Moves into walls: mask (there are none) or bump (stay).")] = "mask",
     discount: Annotated[float, typer.Option(help="gamma, a move.")] = 1.0,
     learn: Annotated[
         Optional[str], typer.Option(help="values, policy, ppo, grpo, reinforce or q-learning; none: all.")  # noqa: UP045
@@ -170,6 +168,22 @@ def grid(
         settings["iterations"] = iterations
     world = {"step_cost": step_cost, "slip": slip, "blocked": blocked}
     grid_command(map_file, world, learn, settings, range(seed, seed + seeds), size, out)
+
+
+@app.command()
+def certify(
+    function: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[FILE.py:FUNCTION]", help="Your loss or advantage function; none: every algorithm."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the trainings.")] = False,
+) -> None:
+    """Every algorithm, or your own loss, against exact answers: a table. Exit code 1 if something does not hold."""
+    from upslope.certify.command import certify_command
+
+    if not certify_command(function, as_json, trained=not quick):
+        sys.exit(1)
 
 
 @app.command()

@@ -72,40 +72,44 @@ def test_gradient_of_the_policy_loss_is_that_of_the_exact_return(name: str, clip
         torch.testing.assert_close(-one, other, rtol=0, atol=1e-8)
 
 
-def test_with_the_value_of_the_state_arrived_at_the_signal_vanishes() -> None:
-    """What the usual telling does: outcome from s' on minus V(s'). Its expectation is 0 for every move."""
-    lab = wide(prepare(WORLDS["six"], GridRecipe()))
-    policy = lab.policy_table(lab.log_table(linear_policy(lab)))
-    values = lab.exact.policy_values(policy)
-    arrived = torch.einsum("sat,t->sa", lab.mdp.dense().transition, values) - torch.einsum(
-        "sat,t->sa", lab.mdp.dense().transition, values
-    )
-    departing = bellman.action_values(lab.exact.mdp, values, 1.0) - values[:, None]
-    assert float(arrived.abs().max()) == 0.0
-    assert float(departing[lab.mdp.available].abs().max()) > 1.0
-
-
 def average(lab: Lab, batch: Transitions, gain: Tensor, state: int, action: int) -> tuple[float, float]:
     """Mean gain of a move and its standard error."""
     here = batch.mask & (batch.state == state) & (batch.action == action)
     return float(gain[here].mean()), float(gain[here].std() / int(here.sum()) ** 0.5)
 
 
+LINE = ". . . +9"
+"""States 0, 1, 2 and the end; V = 0, 1, 4 under a policy that goes left as often as right: gains of 2 and -2 in 1."""
+LINE_POLICY = torch.tensor([[0, 1, 0, 0], [0, 0.5, 0, 0.5], [0, 0.5, 0, 0.5], [0, 0, 0, 0]], dtype=torch.float64)
+
+
 def test_the_gain_is_taken_at_the_departing_state() -> None:
-    """Mean gain of a move = Q(s, a) - V(s) of the policy that walked; at the arrival it would be 0 (see above)."""
-    world = parse("S . +9")  # state 1 has a good and a bad move: right (+8), left (a detour of two moves)
-    lab = prepare(world, GridRecipe(learn="policy"))
-    policy = torch.tensor([[0, 1, 0, 0], [0, 0.5, 0, 0.5], [0, 0, 0, 0]], dtype=torch.float64)
-    batch = episodes(lab.mdp, policy, torch.zeros(20_000, dtype=torch.long), 500, seed=0)
-    gain, study = grid_policy.against_exact_values(lab, batch, policy)
-    values = lab.exact.policy_values(policy)
-    assert values[1].item() == pytest.approx(6.0)  # x = .5 * 8 + .5 * (-2 + x)
-    for action, wanted in ((1, 2.0), (3, -2.0)):
-        mean, error = average(lab, batch, gain, 1, action)
-        assert abs(mean - wanted) < max(5 * error, 1e-9)
-    first = (0, 0)
-    assert study.value is not None and float(study.value[first]) == pytest.approx(5.0)
-    assert float(gain[first]) == pytest.approx(float(study.outcome[first]) - 5.0)
+    """Mean gain of a move = Q(s, a) - V(s) of the policy that walked, for every move of every state."""
+    lab = prepare(parse(LINE), GridRecipe(learn="policy"))
+    batch = episodes(lab.mdp, LINE_POLICY, lab.starts(20_000, 0), 500, seed=0)
+    gain, study = grid_policy.against_exact_values(lab, batch, LINE_POLICY)
+    values = lab.exact.policy_values(LINE_POLICY)
+    advantages = bellman.action_values(lab.exact.mdp, values, 1.0) - values[:, None]
+    for state, action in (LINE_POLICY > 0).nonzero().tolist():
+        mean, error = average(lab, batch, gain, state, action)
+        assert abs(mean - float(advantages[state, action])) <= 5 * error + 1e-9
+    assert study.value is not None
+    torch.testing.assert_close(study.value[batch.mask], values[batch.state[batch.mask]])
+    torch.testing.assert_close(gain[batch.mask], (study.outcome - study.value)[batch.mask])
+
+
+def test_with_the_prediction_at_the_state_arrived_at_a_good_and_a_bad_move_look_alike() -> None:
+    """What the usual telling does: what followed from s', minus V(s'). The same walks, and the signal is gone."""
+    lab = prepare(parse(LINE), GridRecipe(learn="policy"))
+    batch = episodes(lab.mdp, LINE_POLICY, lab.starts(20_000, 0), 500, seed=0)
+    gain, study = grid_policy.against_exact_values(lab, batch, LINE_POLICY)
+    values = lab.exact.policy_values(LINE_POLICY)
+    arrived = study.outcome - batch.reward - values[batch.next_state]
+    for action in (1, 3):
+        mean, error = average(lab, batch, arrived, 1, action)
+        assert abs(mean) < 5 * error
+        departed, error = average(lab, batch, gain, 1, action)
+        assert abs(departed) > 20 * error
 
 
 def test_gae_with_the_exact_values_is_the_advantage_for_every_trace() -> None:

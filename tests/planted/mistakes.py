@@ -1,0 +1,257 @@
+"""Known mistakes of RL post-training code, as edits of ours, each with the quickest checks that ought to see it.
+
+``after`` names issues of other libraries in which a mistake of that kind was reported; the edits are our own.
+"""
+
+from __future__ import annotations
+
+from tests.planted.workshop import Mistake
+
+LOSSES, TRUE = "tests/maths/test_losses.py::", "tests/learner/test_true_gradient.py::"
+ADVANTAGES, WEIGHTING = "tests/maths/test_advantages.py::", "tests/maths/test_weighting.py::"
+RETURNS, KL, IDENTITIES = (
+    "tests/maths/test_returns.py::",
+    "tests/maths/test_kl.py::",
+    "tests/maths/test_identities.py::",
+)
+PPO, GRPO, LEARNER = "tests/recipes/test_ppo.py::", "tests/recipes/test_grpo.py::", "tests/learner/test_learner.py::"
+TEXT, COLLATION = "tests/text/test_rendering.py::", "tests/text/test_collation.py::"
+SAMPLER, WALKS, GRID = (
+    "tests/rollout/test_sampler.py::",
+    "tests/worlds/test_walks.py::",
+    "tests/worlds/test_gridworld.py::",
+)
+TREE, TEXT_GRID = "tests/worlds/test_prefix_tree.py::", "tests/recipes/test_text_grid.py::"
+GRID_IDENTITIES, LOOP = "tests/recipes/test_grid_identities.py::", "tests/recipes/test_loop.py::"
+
+
+def one(
+    name: str, file: str, old: str, new: str, *checks: str, after: str = "", also: tuple[tuple[str, str], ...] = ()
+) -> Mistake:
+    """A mistake in one file of upslope; ``also`` are further edits of it."""
+    edits = tuple((f"upslope/{file}", text, planted) for text, planted in ((old, new), *also))
+    return Mistake(name, edits, checks, after)
+
+
+THE_LOSSES = (
+    one("the sign of the surrogate", "maths/losses.py",
+        "return -ratio * advantages, clipped", "return ratio * advantages, clipped",
+        LOSSES + "test_at_ratio_1_the_gradient_is_the_policy_gradient"),
+    one("the clip on the wrong side", "maths/losses.py",
+        "above = (advantages > 0) &", "above = (advantages < 0) &",
+        LOSSES + "test_corners_of_the_clip",
+        also=(("below = (advantages < 0) &", "below = (advantages > 0) &"),)),
+    one("a sequence's ratio is the sum of its tokens, not their mean", "maths/losses.py",
+        "logs.sum(dim=1) / mask.sum(dim=1).clamp(min=1)", "logs.sum(dim=1)",
+        LOSSES + "test_sequence_ratio_is_the_geometric_mean_of_token_ratios", after="trl#5814, trl#5815"),
+    one("the critic's clip takes the smaller error", "maths/losses.py",
+        "torch.maximum(error,", "torch.minimum(error,", LOSSES + "test_clipped_value_takes_the_larger_error"),
+    one("GRPO: KL turned round in the loss", "recipes/grpo.py",
+        "KL[settings.kl_estimator](found.logprobs, goal.ref_logprobs)",
+        "KL[settings.kl_estimator](goal.ref_logprobs, found.logprobs)",
+        TRUE + "test_grpo_gradient_is_autograds_of_the_stock_model[llama-k3]"),
+    one("PPO: KL turned round in the reward", "recipes/ppo.py",
+        "kl.k1(old, ref)", "kl.k1(ref, old)", PPO + "test_the_kl_penalty_is_k1_in_each_tokens_reward"),
+    one("k3 in the reward", "recipes/ppo.py",
+        "kl.k1(old, ref)", "kl.k3(old, ref)", PPO + "test_the_kl_penalty_is_k1_in_each_tokens_reward"),
+    one("PPO: old log-probabilities are the current ones, so nothing is ever clipped", "recipes/ppo.py",
+        "old = found.logprobs.detach() if first else goal.old_logprobs", "old = found.logprobs.detach()",
+        TRUE + "test_ppo_policy_and_value_gradients_are_autograds_of_the_stock_model[llama]",
+        after="SkyRL#1315, trl#3452"),
+    one("GRPO: old log-probabilities are the current ones, so nothing is ever clipped", "recipes/grpo.py",
+        "old = found.logprobs.detach() if first else goal.old_logprobs", "old = found.logprobs.detach()",
+        TRUE + "test_grpo_gradient_is_autograds_of_the_stock_model[llama-k2]", after="SkyRL#1315, trl#3452"),
+    one("the ratio is not 1 in the first step since sampling", "recipes/grpo.py",
+        "old = found.logprobs.detach() if first else goal.old_logprobs", "old = goal.sampler_logprobs",
+        GRPO + "test_the_first_minibatch_of_each_step_has_ratio_1_and_nothing_clipped[token]", after="unsloth#4502"),
+    one("old values refreshed at each step", "recipes/ppo.py",
+        "found.values, goal.old_values, goal.returns", "found.values, found.values.detach(), goal.returns",
+        TRUE + "test_ppo_policy_and_value_gradients_are_autograds_of_the_stock_model[llama]"),
+    one("the entropy bonus is a penalty", "recipes/ppo.py",
+        "per_token - settings.entropy_coef * found.entropy", "per_token + settings.entropy_coef * found.entropy",
+        TRUE + "test_ppo_policy_and_value_gradients_are_autograds_of_the_stock_model[llama]"),
+    one("entropy of the wrong distribution: before the temperature", "models/head.py",
+        "entropy[rows] = log_total - torch.linalg.vecdot(masses, finite) / total",
+        "entropy[rows] = torch.distributions.Categorical(logits=logits * temperature).entropy()",
+        "tests/models/test_head.py::test_values_and_gradients_equal_the_naive_formula"),
+)  # fmt: skip
+
+ADVANTAGES_AND_RETURNS = (
+    one("the group's mean is over the whole batch", "maths/advantages.py",
+        "rewards - rewards.mean(dim=1, keepdim=True)", "rewards - rewards.mean()",
+        ADVANTAGES + "test_group_relative_equals_a_plain_loop"),
+    one("equal rewards are divided by their std of 0", "maths/advantages.py",
+        "centred / deviation.masked_fill(equal, 1.0)", "centred / deviation",
+        ADVANTAGES + "test_eight_rewards_of_a_tenth_give_exact_zeros",
+        also=(("return centred.masked_fill(equal, 0.0)", "return centred"),)),
+    one("leave-one-out leaves nothing out", "maths/advantages.py",
+        "centred = centred * (group / (group - 1))", "centred = centred * 1",
+        IDENTITIES + "test_leave_one_out_is_exactly_the_policy_gradient"),
+    one("advantages whitened over padding", "recipes/ppo.py",
+        "advantages.whiten(estimated, batch.mask)", "advantages.whiten(estimated, torch.ones_like(batch.mask))",
+        PPO + "test_whitening_gives_advantages_of_mean_0_and_variance_1_and_leaves_the_returns"),
+    one("missing terminal: a completion that stopped bootstraps too", "recipes/ppo.py",
+        "bootstrap = torch.where(terminated, 0.0, values.last_value)", "bootstrap = values.last_value",
+        PPO + "test_truncated_completions_bootstrap_from_the_last_value_and_terminated_ones_do_not",
+        TEXT_GRID + "test_the_cap_is_a_true_end_and_nothing_is_bootstrapped"),
+    one("truncated as terminal: a completion that was cut bootstraps from nothing", "recipes/ppo.py",
+        "torch.where(terminated, 0.0, values.last_value)", "torch.zeros_like(values.last_value)",
+        PPO + "test_truncated_completions_bootstrap_from_the_last_value_and_terminated_ones_do_not"),
+    one("the value target is off by one", "recipes/ppo.py",
+        "goal = (estimated + values.values) * batch.mask",
+        "goal = (estimated + values.values.roll(-1, 1)) * batch.mask",
+        PPO + "test_truncated_completions_bootstrap_from_the_last_value_and_terminated_ones_do_not"),
+    one("the critic speaks after the token, not before it", "models/networks.py",
+        "flat[source[rows, positions]]", "flat[source[rows, positions + 1]]",
+        TRUE + "test_values_stand_before_each_target_and_after_the_last_token"),
+    one("the trace is not discounted", "maths/returns.py",
+        "gamma * (value_after + trace * advantage_after) - value",
+        "gamma * value_after + trace * advantage_after - value",
+        RETURNS + "test_gae_equals_the_vectors_of_rlax"),
+    one("GAE sees masked positions", "maths/returns.py",
+        "value_after = torch.where(here, value, value_after)", "value_after = value",
+        RETURNS + "test_masked_positions_are_transparent_whatever_stands_there"),
+    one("the reward on the wrong token: the first of the completion", "recipes/rollouts.py",
+        "rewards=(0.0,) * (before + count - 1) + (float(score.value),),",
+        "rewards=(0.0,) * before + (float(score.value),) + (0.0,) * (count - 1),",
+        TEXT_GRID + "test_the_cap_is_a_true_end_and_nothing_is_bootstrapped", after="trl#3750, trl#5338"),
+    one("a group whose reward failed counts as zeros", "recipes/rollouts.py",
+        "if group_scores is None or any(score.value is None for score in group_scores):\n            continue",
+        "if group_scores is None or any(score.value is None for score in group_scores):\n"
+        "            group_scores = [Score(0.0)] * samples",
+        GRPO + "test_groups_whose_reward_fails_are_dropped_and_counted", after="NeMo-RL#3470, NeMo-RL#3589"),
+)  # fmt: skip
+
+MASKS_AND_WEIGHTS = (
+    one("the mask is dropped from the weights", "maths/weighting.py",
+        "return mask.to(torch.get_default_dtype()", "return torch.ones_like(mask).to(torch.get_default_dtype()",
+        WEIGHTING + "test_weights_equal_their_definitions_by_loops"),
+    one("padding counts as tokens of the mean", "maths/weighting.py",
+        "return weights / weights.sum().clamp(min=1.0)", "return weights / max(weights.numel(), 1)",
+        WEIGHTING + "test_weights_equal_their_definitions_by_loops"),
+    one("the prompt is trained on", "text/rendering.py",
+        "(False,) * len(prompt) + (True,) * len(answer)", "(True,) * (len(prompt) + len(answer))",
+        TEXT + "test_the_stop_token_belongs_to_the_completion_and_is_trained_on", after="trl#4147"),
+    one("the stop token is not trained on", "text/rendering.py",
+        "(False,) * len(prompt) + (True,) * len(answer)",
+        "(False,) * len(prompt) + (True,) * (len(answer) - 1) + (False,)",
+        TEXT + "test_the_stop_token_belongs_to_the_completion_and_is_trained_on", after="trl#1623, trl#3091"),
+    one("padding is masked by its id, and so is an end token with that id", "text/collation.py",
+        "mask=pad([row.trainable for row in rows], torch.bool)[:, 1:],",
+        "mask=pad([row.trainable for row in rows], torch.bool)[:, 1:]"
+        " & (pad([row.token_ids for row in rows], torch.long) != 0)[:, 1:],",
+        COLLATION + "test_padding_equal_to_the_end_token_changes_nothing", after="trl#2059, trl#734, trl#696"),
+    one("micro-batch means averaged", "learner/learner.py",
+        "total = _weighted(per_token, weight)\n",
+        "total = _weighted(per_token, weight) / weight.sum() / len(micro_batches(batch, self.micro_batch_tokens))\n",
+        LEARNER + "test_cuts_do_not_change_the_gradient_or_the_metrics", after="trl#2617, trl#2175"),
+    one("the loss is normalised by each micro-batch", "learner/learner.py",
+        "weight = weights[torch.tensor(rows)].to(self.device)\n",
+        "weight = weights[torch.tensor(rows)].to(self.device)\n            weight = weight / weight.sum()\n",
+        LEARNER + "test_cuts_do_not_change_the_gradient_or_the_metrics", after="verl#3741, Automodel#3830"),
+    one("only the last micro-batch's gradient counts, in bfloat16", "learner/optimizer.py",
+        "master.grad += parameter.grad", "master.grad.copy_(parameter.grad)",
+        LEARNER + "test_cuts_change_a_bfloat16_gradient_by_rounding_only"),
+    one("weights are made after dead groups are left out", "recipes/grpo.py",
+        "targets.take(rows), weights[kept], make_loss",
+        "targets.take(rows), weigh(recipe, targets.mask[rows]), make_loss",
+        GRPO + "test_leaving_out_dead_groups_changes_nothing"),
+    one("a completion that was cut stays in the loss", "recipes/grpo.py",
+        "mask = mask & torch.tensor([rollout.terminated for rollout in found.rollouts])[:, None]", "pass",
+        GRPO + "test_advantages_by_hand_and_truncated_rows_stay_in_the_baseline"),
+    one("the masters have the low precision of the weights", "learner/optimizer.py",
+        "wide = torch.promote_types(parameter.dtype, torch.float32)", "wide = parameter.dtype",
+        "tests/learner/test_optimizer.py::test_updates_below_the_resolution_of_bfloat16_accumulate_in_the_master"),
+)  # fmt: skip
+
+TOKENS_AND_SAMPLING = (
+    one("log-probabilities shifted by one in the learner", "models/networks.py",
+        "hidden[source[rows, positions]],", "hidden[source[rows, (positions - 1).clamp(min=0)]],",
+        TRUE + "test_sft_gradient_is_autograds_of_the_stock_model[llama-4096]"),
+    one("the sampler's log-probabilities shifted by one", "text/collation.py",
+        "pad([row[1:] for row in rows], torch.float32, time)", "pad([row[:-1] for row in rows], torch.float32, time)",
+        COLLATION + "test_numbers_a_token_become_numbers_a_target_at_the_same_places"),
+    one("a packed token sees one token of the future", "models/shared.py",
+        "seen = (self.gap >= 0)[:, None]\n", "seen = (self.gap >= -1)[:, None]\n",
+        TRUE + "test_grpo_gradient_is_autograds_of_the_stock_model[llama-k2]"),
+    one("packed prompts see each other", "models/attention.py",
+        "q, k, v = self._pad(query), self._pad(key), self._pad(value)\n",
+        "q, k, v = query, key, value\n        self.longest, self.even = q.shape[2], True\n",
+        SAMPLER + "test_tokens_do_not_depend_on_which_prompts_are_beside_them_or_in_which_order",
+        after="trl#1230, trl#3910, trl#2834"),
+    one("temperature is not applied in the learner", "models/networks.py",
+        "            batch.temperature,\n", "            1.0,\n",
+        TRUE + "test_sft_gradient_is_autograds_of_the_stock_model[llama-4096]"),
+    one("the support is not replayed in the learner", "models/networks.py",
+        "None if batch.support is None else batch.support[rows, positions],", "None,",
+        TREE + "test_the_learners_logprobs_are_the_trees[mask]", after="trl#6789, trl#7269"),
+    one("samples of a prompt share their seed", "rollout/sampler.py",
+        "randomness(seed, number, limits[index])", "randomness(seed, 0, limits[index])",
+        SAMPLER + "test_every_way_of_sampling_equals_the_reference[hot]"),
+    one("every pass over the data has the same order", "recipes/rollouts.py",
+        'permutation(seed, len(prompts), "prompts", epoch)', 'permutation(seed, len(prompts), "prompts", 0)',
+        LOOP + "test_every_pass_over_the_data_is_a_permutation_and_seeds_differ"),
+    one("stale weights: they are stamped with the new version and not copied", "rollout/sampler.py",
+        "own[name].copy_(tensor)", "pass",
+        SAMPLER + "test_load_takes_the_weights_and_stamps_their_version",
+        after="trl#5312, slime#1673, vllm#32718"),
+    one("stale weights: the sampler is not loaded after an update", "recipes/grpo.py",
+        "first=number == 0))\n                shop.sampler.load(policy.weights(), policy.version)",
+        "first=number == 0))",
+        "tests/recipes/test_runs.py::test_a_run_leaves_metrics_rollouts_models_and_a_report[grpo]",
+        after="trl#3189, MarinFold#236"),
+    one("a completion that moves to another slot loses its newest key", "rollout/sampler.py",
+        "cache.move(len(running), slot, last.cached)", "cache.move(len(running), slot, last.cached - 1)",
+        SAMPLER + "test_every_way_of_sampling_equals_the_reference[several stop ids]"),
+    one("BOS twice", "text/rendering.py",
+        "self.tokenizer(text, add_special_tokens=False)", "self.tokenizer(text)",
+        TEXT + "test_bos_is_written_once_by_the_template_or_by_the_tokenizer"),
+    one("the template's end token is missing from the stop ids", "text/rendering.py",
+        "tuple(dict.fromkeys([self.stop_id, *stop_ids]))", "tuple(dict.fromkeys(stop_ids))",
+        TEXT + "test_the_end_of_turn_token_is_found_where_it_is_not_the_eos"),
+    one("PPO: the reference is the current policy", "recipes/ppo.py",
+        "PolicyNetwork(deepcopy(model)).requires_grad_(False), tokens", "PolicyNetwork(model), tokens",
+        PPO + "test_the_reference_is_the_starting_policy_so_the_kl_is_0_first_and_grows"),
+    one("GRPO: the reference is the current policy", "recipes/grpo.py",
+        "PolicyNetwork(deepcopy(shop.model.model)).requires_grad_(False), tokens",
+        "PolicyNetwork(shop.model.model), tokens",
+        GRPO + "test_the_kl_term_holds_the_policy_near_its_start[k2]"),
+    one("a resumed run takes again the passes that it had taken", "recipes/loop.py",
+        'self.step, self.inner, self.best = int(values["step"]), int(values["inner"]), values["best"]',
+        'self.step, self.inner, self.best = int(values["step"]), 0, values["best"]',
+        LOOP + "test_state_in_the_midst_of_a_step_comes_back_whole", after="trl#3247, open-instruct#1523"),
+)  # fmt: skip
+
+ON_THE_GRID = (
+    one("the advantage of the state arrived at", "recipes/grid_policy.py",
+        "prediction, outcome = exact[batch.state],", "prediction, outcome = exact[batch.next_state],",
+        GRID_IDENTITIES + "test_the_gain_is_taken_at_the_departing_state"),
+    one("a walk that was cut bootstraps from the next episode's start", "worlds/walks.py",
+        "values.to(self.reward.dtype)[self.next_state]", "values.to(self.reward.dtype)[self.state.roll(-1, 1)]",
+        WALKS + "test_gae_of_closed_rows_is_gae_of_each_episode"),
+    one("missing terminal: the trace runs over an end inside a row", "worlds/walks.py",
+        "(self.mask & ~self.terminated & ~cut)", "(self.mask & ~cut)",
+        WALKS + "test_gae_of_closed_rows_is_gae_of_each_episode"),
+    one("truncated as terminal: a walk that was cut is worth nothing more", "worlds/walks.py",
+        "return self.reward + after.masked_fill(~cut, 0.0), discount", "return self.reward, discount",
+        WALKS + "test_truncated_bootstraps_and_terminated_does_not"),
+    one("a slip's sides swapped with its aim", "worlds/gridworld.py",
+        "aims = [(1.0 - self.slip, action)]", "aims = [(self.slip / 2, action)]",
+        GRID + "test_a_slippery_move_by_hand", GRID + "test_the_sides_of_a_slippery_move_are_at_right_angles",
+        also=(("aims += [(self.slip / 2, (action - 1) % 4),", "aims += [(1.0 - self.slip, (action - 1) % 4),"),)),
+    one("the critic's target is the advantage", "recipes/grid_ppo.py",
+        "CriticTargets(batch.mask, batch.state, values, gain + values)",
+        "CriticTargets(batch.mask, batch.state, values, gain)",
+        GRID_IDENTITIES + "test_gae_with_the_exact_values_is_the_advantage_for_every_trace"),
+)  # fmt: skip
+
+MISTAKES = (*THE_LOSSES, *ADVANTAGES_AND_RETURNS, *MASKS_AND_WEIGHTS, *TOKENS_AND_SAMPLING, *ON_THE_GRID)
+SAMPLE = (
+    "the sign of the surrogate",
+    "the group's mean is over the whole batch",
+    "truncated as terminal: a completion that was cut bootstraps from nothing",
+    "micro-batch means averaged",
+    "log-probabilities shifted by one in the learner",
+    "the stop token is not trained on",
+)
+"""Quick ones of every kind, for ``make test``."""

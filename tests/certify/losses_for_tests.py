@@ -154,6 +154,14 @@ def only_old(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: T
     return -old_logprobs * advantages * mask
 
 
+def mask_turned_round(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    return plain_ratio(logprobs, old_logprobs, advantages, mask) * ~mask
+
+
+def summed(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    return -(logprobs * mask).sum(1, keepdim=True) * advantages * mask
+
+
 def dropout(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     return ppo(logprobs, old_logprobs, advantages, mask) * (torch.rand_like(logprobs) < 0.5)
 
@@ -188,6 +196,8 @@ WRONG: dict[str, tuple[Function, str, str]] = {
     "shifted": (shifted, "shift by one", "pushes each token by the advantage of its neighbour"),
     "decayed": (decayed, "position", "count by their position: 1.00, 0.90, 0.81"),
     "only old": (only_old, "no gradient", "no gradient reaches logprobs"),
+    "mask turned round": (mask_turned_round, "no gradient", "is the mask turned round"),
+    "summed": (summed, "length", "multiplies each completion by its own length: long ones count more"),
     "dropout": (dropout, "random", "draws random numbers of its own"),
 }
 """Wrong losses, the bias that must be named, and words of its text."""

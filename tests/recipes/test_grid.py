@@ -221,7 +221,7 @@ def test_batches_grow_with_the_number_of_states() -> None:
     assert (settled(GridRecipe(), 10).walkers, settled(GridRecipe(), 10).horizon) == (32, 64)
     assert (settled(GridRecipe(), 100).walkers, settled(GridRecipe(), 100).horizon) == (125, 400)
     assert settled(GridRecipe(moves=16), 100).walkers == 250
-    for learn, walkers in (("grpo", 1600), ("values", 4000), ("policy", 800), ("reinforce", 800), ("q-learning", 125)):
+    for learn, walkers in (("grpo", 1600), ("values", 1000), ("policy", 800), ("reinforce", 800), ("q-learning", 125)):
         assert settled(GridRecipe.model_validate({"learn": learn}), 100).walkers == walkers
     given = GridRecipe(walkers=7, horizon=9)
     assert settled(given, 100) == given

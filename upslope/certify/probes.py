@@ -100,6 +100,8 @@ def structure(function: UserFunction) -> tuple[list[Finding], bool]:
         return [bias("no gradient", "no gradient reaches logprobs: everything in it is detached, or old")], True
     if not first.finite(base.mask):
         return [bias("not finite", "the loss or its gradient is not finite on ordinary rows")], True
+    if not bool(first.loss[base.mask].any()):
+        return [bias("no gradient", "gives 0 on every trained token: is the mask turned round?")], True
     if float(first.push.abs().max()) < 1e-9:
         text = "its gradient is 0 where new = old: logprobs less themselves without detach, so that they cancel"
         return [bias("cancels", text)], True

@@ -29,7 +29,7 @@ def settled(recipe: GridRecipe, states: int) -> GridRecipe:
 
     - ``horizon``: four times the states, at least 64: far beyond the longest best way, and an end to circles.
     - ``walkers``: enough that a batch tells something of every state. Rows of ``moves`` moves (ppo, q-learning): 40
-      moves a state, at least 32 walkers. Whole episodes: 40 a state for the value network, 8 for a policy network, one
+      moves a state, at least 32 walkers. Whole episodes: 40 a state but at most 1000 for the value network, 8 for a policy network, one
       group for GRPO.
     """
     found = {}
@@ -37,8 +37,10 @@ def settled(recipe: GridRecipe, states: int) -> GridRecipe:
         found["horizon"] = max(64, 4 * states)
     if recipe.walkers is None:
         rows = max(32, -(-40 * states // recipe.moves))
-        episodes = {"values": 40, "policy": 8, "reinforce": 8, "grpo": recipe.group}.get(recipe.learn)
+        episodes = {"policy": 8, "reinforce": 8, "grpo": recipe.group}.get(recipe.learn)
         found["walkers"] = rows if episodes is None else episodes * states
+        if recipe.learn == "values":
+            found["walkers"] = min(40 * states, 1000)
     return recipe.model_copy(update=found)
 
 

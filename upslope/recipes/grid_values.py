@@ -20,6 +20,9 @@ from upslope.recipes.grid_diary import Diary, Study
 from upslope.recipes.grid_lab import CriticTargets, Lab, look_up, walkers
 from upslope.seeds import derive
 
+MOST_KEPT = 20_000
+"""Moves of a batch that are kept to learn from."""
+
 
 def train(lab: Lab, diary: Diary) -> None:
     """Episodes of the fixed policy, outcomes, squared error, update.
@@ -39,11 +42,21 @@ def train(lab: Lab, diary: Diary) -> None:
         diary.count(batch)
         if iteration == 0:
             diary.write(0, policy, table, study)
-        pool.append(CriticTargets(batch.mask, batch.state, table[batch.state], outcome).flat())
+        pool.append(
+            thinned(CriticTargets(batch.mask, batch.state, table[batch.state], outcome).flat(), recipe, iteration)
+        )
         for found in draws(recipe, pool, iteration):
             loss = grid_lab.value_loss(lab.values(critic, found.state), found)
             grid_lab.step(critic, critic_steps, (weighting.token_mean(found.mask) * loss).sum(), grid_lab.VALUE_NORM)
         diary.write(iteration + 1, policy, lab.value_table(critic), study)
+
+
+def thinned(moves: CriticTargets, recipe: GridRecipe, iteration: int) -> CriticTargets:
+    """All of the moves, or ``MOST_KEPT`` of them drawn at random: those of one walk tell much the same."""
+    if len(moves.state) <= MOST_KEPT:
+        return moves
+    generator = torch.Generator().manual_seed(derive(recipe.seed, "thinned", iteration))
+    return moves.take(torch.randperm(len(moves.state), generator=generator)[:MOST_KEPT])
 
 
 def draws(recipe: GridRecipe, pool: list[CriticTargets], iteration: int) -> Iterator[CriticTargets]:

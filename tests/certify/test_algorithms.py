@@ -142,8 +142,8 @@ MISTAKES: dict[str, tuple[str, Any, str, Any, str]] = {
 def test_a_planted_mistake_turns_its_line_red(mistake: str, small: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     part, module, name, wrong, line = MISTAKES[mistake]
     monkeypatch.setattr(module, name, wrong)
-    found = [every for every in PARTS[part](small) if every.checked.startswith(line)]
-    assert found and not any(every.passed for every in found)
+    found = next(every for every in PARTS[part](small) if every.checked.startswith(line))
+    assert not found.passed
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

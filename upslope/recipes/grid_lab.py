@@ -29,18 +29,16 @@ def settled(recipe: GridRecipe, states: int) -> GridRecipe:
 
     - ``horizon``: four times the states, at least 64: far beyond the longest best way, and an end to circles.
     - ``walkers``: enough that a batch tells something of every state. Rows of ``moves`` moves (ppo, q-learning): 40
-      moves a state, at least 32 walkers. Whole episodes: 40 a state but at most 1000 for the value network, 8 for a policy network, one
-      group for GRPO.
+      moves a state, at least 32 walkers. Whole episodes: 40 a state but at most 1000 for the value network, 8 a state
+      for a policy network, one group a state for GRPO.
     """
     found = {}
     if recipe.horizon is None:
         found["horizon"] = max(64, 4 * states)
     if recipe.walkers is None:
-        rows = max(32, -(-40 * states // recipe.moves))
-        episodes = {"policy": 8, "reinforce": 8, "grpo": recipe.group}.get(recipe.learn)
-        found["walkers"] = rows if episodes is None else episodes * states
-        if recipe.learn == "values":
-            found["walkers"] = min(40 * states, 1000)
+        episodes = {"values": min(40 * states, 1000), "policy": 8 * states, "reinforce": 8 * states}
+        episodes["grpo"] = recipe.group * states
+        found["walkers"] = episodes.get(recipe.learn, max(32, -(-40 * states // recipe.moves)))
     return recipe.model_copy(update=found)
 
 

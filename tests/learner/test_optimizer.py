@@ -13,7 +13,7 @@ from tests import tiny
 from tests.learner.support import batch, gradients, policy
 from upslope.errors import TrainingError
 from upslope.learner.learner import Learner
-from upslope.learner.optimizer import MasterAdamW, OptimizerSettings
+from upslope.learner.optimizer import MasterAdamW, OptimizerSettings, unrounded
 from upslope.maths import weighting
 from upslope.models.networks import ValueNetwork
 from upslope.recipes.sft import SftTargets, loss
@@ -112,20 +112,47 @@ def test_bfloat16_weights_are_the_rounded_masters_after_each_step() -> None:
 
 
 def test_updates_below_the_resolution_of_bfloat16_accumulate_in_the_master() -> None:
-    """A step of 1e-4 cannot move a bfloat16 weight of 1 (spacing 0.004 below 1); forty of them do."""
+    """A step of 2e-4 is far below the spacing of bfloat16 around 1 (0.0039, 0.0078); the master adds them all up."""
     linear = torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16)
     torch.nn.init.ones_(linear.weight)
-    optimizer = MasterAdamW(linear, OptimizerSettings(lr=1e-4, steps=100))
+    optimizer = MasterAdamW(linear, OptimizerSettings(lr=2e-4, steps=100))
+    before = optimizer.master["weight"].detach().clone()
     for step in range(40):
         linear.weight.grad = torch.ones_like(linear.weight)
         optimizer.accumulate()
         optimizer.step(step)
         optimizer.clear()
-        if step == 0:
-            assert bool((linear.weight == 1).all())
-            assert float(optimizer.master["weight"][0, 0]) == pytest.approx(1 - 1e-4, rel=1e-6)
-    assert float(optimizer.master["weight"][0, 0]) == pytest.approx(1 - 40e-4, rel=1e-5)
+    assert torch.allclose(before - optimizer.master["weight"], torch.tensor(80e-4), rtol=1e-3, atol=0)
     assert bool((linear.weight < 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masters_start_at_random_points_of_the_stretch_that_rounds_to_their_weights(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    special = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 6e-8, 3e38 if dtype == torch.bfloat16 else 6e4]
+    weight = torch.cat([torch.randn(5000), torch.tensor(special)]).to(dtype)
+    master = unrounded(weight, "w")
+    assert torch.equal(master.to(dtype), weight)  # the network is the one that was loaded, bit for bit
+    assert torch.equal(master, unrounded(weight, "w")) and not torch.equal(master, unrounded(weight, "v"))
+    assert bool((master[weight == 0] == 0).all())
+    above = (torch.ones(20_000, dtype=dtype) * 1.5).to(dtype)
+    place = (unrounded(above, "w") - 1.5) / torch.finfo(dtype).eps  # -1/2 to 1/2 of the spacing, evenly
+    assert float(place.min()) < -0.49 and float(place.max()) > 0.49 and abs(float(place.mean())) < 0.01
+    assert float(place.std()) == pytest.approx(12**-0.5, rel=0.02)
+
+
+def test_the_mean_change_of_bfloat16_weights_is_the_mean_update_from_the_first_step_on() -> None:
+    """20,000 weights of 1.5, spacing 2^-7: ten steps of 1e-4 are an eighth of it, so an eighth of them rounds over."""
+    linear = torch.nn.Linear(20_000, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.constant_(linear.weight, 1.5)
+    optimizer = MasterAdamW(linear, OptimizerSettings(lr=1e-4, steps=100))
+    for step in range(10):
+        linear.weight.grad = torch.ones_like(linear.weight)
+        optimizer.accumulate()
+        optimizer.step(step)
+        optimizer.clear()
+        moved = float((1.5 - linear.weight.detach().double()).mean())
+        assert moved == pytest.approx((step + 1) * 1e-4, rel=0.15)
 
 
 def test_full_precision_weights_are_their_own_masters() -> None:

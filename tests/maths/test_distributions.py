@@ -184,6 +184,34 @@ def test_draw_depends_only_on_its_own_row_and_number() -> None:
         assert torch.equal(distributions.draw(logits[i : i + 1], u[i : i + 1]), together[i : i + 1])
 
 
+@pytest.mark.parametrize("vocab", [512, 513, 768, 1000, 5000])
+def test_draw_from_a_large_vocabulary_equals_the_plain_inversion(vocab: int) -> None:
+    """Sums of blocks find the block, then the id: the same id as the cumulative sum over all ids."""
+    torch.manual_seed(vocab)
+    logits = 3 * torch.randn(400, vocab, dtype=F64)
+    logits[torch.rand(400, vocab) < 0.3] = -INF
+    u = torch.rand(400, dtype=F64)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    plain = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+    ids, logprobs = distributions.sample(logits, u)
+    assert torch.equal(ids, plain) and torch.equal(distributions.draw(logits, u), plain)
+    torch.testing.assert_close(logprobs, distributions.chosen(logits.log_softmax(-1), plain), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("vocab", [300, 1000])
+def test_draw_from_a_large_vocabulary_keeps_to_the_ids_with_mass_at_every_edge(vocab: int, dtype: torch.dtype) -> None:
+    for alone in (0, 255, 256, 257, 511, vocab - 1):
+        logits = torch.full((1, vocab), -INF, dtype=dtype)
+        logits[0, min(alone, vocab - 1)] = -7.0
+        for u in (0.0, 0.5, math.nextafter(1, 0)):
+            ids, logprobs = distributions.sample(logits, torch.tensor([u], dtype=F64))
+            assert ids.tolist() == [min(alone, vocab - 1)] and logprobs.tolist() == [0.0]
+    uniform = torch.zeros(1, 1024, dtype=dtype)
+    edges = torch.arange(1024, dtype=F64) / 1024  # exact in both dtypes: each id begins at its edge
+    assert distributions.draw(uniform.expand(1024, -1), edges).tolist() == list(range(1024))
+
+
 def test_mass_too_small_to_move_the_sum_is_not_chosen_at_the_end() -> None:
     logits = torch.tensor([[0.0, -200.0, -INF]], dtype=F64)
     assert distributions.draw(logits, torch.tensor([math.nextafter(1.0, 0)], dtype=F64)).tolist() == [0]

@@ -90,9 +90,9 @@ def test_an_output_head_with_a_bias_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3"])
 def test_the_comparison_reaches_beyond_the_sliding_window(kind: str) -> None:
-    assert module._window(tiny.model(kind).config) == {"mistral": 12, "gemma3": 8}[kind]
-    assert module._window(tiny.model("llama").config) == 0
-    assert module._window(tiny.model("qwen2", sliding_window=16, use_sliding_window=False).config) == 0
+    assert module.window_of(tiny.model(kind).config) == {"mistral": 12, "gemma3": 8}[kind]
+    assert module.window_of(tiny.model("llama").config) == 0
+    assert module.window_of(tiny.model("qwen2", sliding_window=16, use_sliding_window=False).config) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -247,22 +247,24 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 # ------------------------------------------------------------------------------------ the work that is done
 def test_a_prompt_is_run_once_for_its_group_and_finished_rows_cost_nothing() -> None:
     model = tiny.served()
+    sampler = InProcessSampler(model, CONTEXT, slots=8)
     widths: list[int] = []
     model.get_decoder().embed_tokens.register_forward_hook(lambda module, args, out: widths.append(args[0].numel()))
     prompts = tiny.prompts([6, 9])
     ends = lambda prompt, so_far: [STOP] if len(so_far) == (3 if len(prompt) == 6 else 5) else [9]  # noqa: E731
-    InProcessSampler(model, CONTEXT, slots=8).sample(prompts, 4, Sampling(20, (STOP,), allowed=ends), seeds(2))
+    sampler.sample(prompts, 4, Sampling(20, (STOP,), allowed=ends), seeds(2))
     # One pass over both prompts gives the first tokens; three passes for eight rows; two more for the four that go on.
     assert widths == [15, 8, 8, 8, 4, 4]
 
 
 def test_freed_slots_are_filled_with_waiting_prompts() -> None:
     model = tiny.served()
+    sampler = InProcessSampler(model, CONTEXT, slots=2)
     widths: list[int] = []
     model.get_decoder().embed_tokens.register_forward_hook(lambda module, args, out: widths.append(args[0].numel()))
     prompts = tiny.prompts([2, 3, 4, 5])
     ends = lambda prompt, so_far: [STOP] if len(so_far) == len(prompt) else [9]  # noqa: E731
-    found = InProcessSampler(model, CONTEXT, slots=2).sample(prompts, 1, Sampling(20, (STOP,), allowed=ends), seeds(4))
+    found = sampler.sample(prompts, 1, Sampling(20, (STOP,), allowed=ends), seeds(4))
     assert [len(group[0].token_ids) for group in found] == [3, 4, 5, 6]
     # Prompts of 2 and 3 start together; after 2 steps the first ends and the prompt of 4 takes its slot, and so on.
     assert widths == [5, 2, 2, 4, 2, 5, 2, 2, 2, 1, 1]

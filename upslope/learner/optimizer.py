@@ -3,6 +3,12 @@
 The compute weights (bfloat16, say) are the ones that sampler and learner use. Their gradients are summed over
 micro-batches in the master's float32, the update is made there, and the result is rounded back. Where the compute
 weights are float32 or float64 they are their own master.
+
+A master does not start at its compute weight but at a random point of the stretch that rounds to it (``unrounded``).
+Started at the weight itself, in the middle of that stretch, no update smaller than half the spacing would show: at a
+rate of 1e-5 most weights of a language model would stand still for tens of steps, and a bfloat16 run would lag behind
+the same run in float32. From a random point a share of the weights rounds over at once, and the mean change of the
+compute weights is the mean update.
 """
 
 from __future__ import annotations
@@ -13,8 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from upslope.seeds import derive
 from upslope.types import State
 
 BETAS = (0.9, 0.99)
@@ -46,13 +54,29 @@ class OptimizerSettings:
         return self.lr * (0.1 + 0.9 * shape)
 
 
+@torch.no_grad()
+def unrounded(weight: Float[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
+    """float32 numbers that round to the 16-bit ``weight``, drawn uniformly from those that do; zeros stay zeros.
+
+    What a weight was before it was rounded is not known. The draw belongs to ``name``, whatever the run's seed is.
+    """
+    bits = weight.view(torch.int16)  # one more or less is the next number away from zero or towards it
+    middle = weight.to(torch.float32)
+    away = middle / 2 + (bits + 1).view(weight.dtype).to(torch.float32) / 2
+    towards = middle / 2 + (bits - 1).view(weight.dtype).to(torch.float32) / 2
+    source = torch.Generator().manual_seed(derive(0, "unrounded", name))
+    # Not quite to the ends, which round to the neighbour where that one is even.
+    share = torch.rand(weight.shape, generator=source).mul_(0.998).add_(0.001).to(weight.device)
+    return torch.where(weight == 0, middle, torch.lerp(towards, away, share))
+
+
 class MasterAdamW:
     """The optimizer of one network."""
 
     def __init__(self, network: nn.Module, settings: OptimizerSettings) -> None:
         self.settings = settings
         self.compute = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.master = {name: self._master(p) for name, p in self.compute.items()}
+        self.master = {name: self._master(name, p) for name, p in self.compute.items()}
         self._sums: dict[str, Tensor] = {}
         boosts = settings.boosts or {}
         groups: dict[float, list[Tensor]] = {}
@@ -65,11 +89,11 @@ class MasterAdamW:
         )  # fmt: skip
 
     @staticmethod
-    def _master(parameter: Tensor) -> Tensor:
+    def _master(name: str, parameter: Tensor) -> Tensor:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         if parameter.dtype == wide:
             return parameter
-        return parameter.detach().to(wide).requires_grad_()
+        return unrounded(parameter.detach(), name).requires_grad_()
 
     def accumulate(self) -> None:
         """Add the compute weights' gradients to the master's, in the master's dtype, and clear them."""

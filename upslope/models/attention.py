@@ -67,8 +67,8 @@ def attention(
 AttentionInterface.register(NAME, attention)
 
 SHORT = 384
-"""Up to so many keys, plain matrix products beat the CPU's flash kernel, whose backward pass takes 10 to 30 times as
-long on a few dozen bfloat16 tokens."""
+"""Up to so many keys (and for a single new token always), plain matrix products beat the CPU's flash kernel, whose
+backward pass takes 10 to 30 times as long on a few dozen bfloat16 tokens."""
 
 
 def attend(
@@ -84,7 +84,7 @@ def attend(
     """
     rows, heads, new, width = query.shape
     shared = heads // key.shape[1]
-    short = query.device.type == "cpu" and key.shape[2] <= SHORT
+    short = query.device.type == "cpu" and (new == 1 or key.shape[2] <= SHORT)
     if seen is None and not short:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
@@ -103,7 +103,7 @@ def attend(
 
 @dataclass(eq=False)
 class SlotCache:
-    """Keys and values of running completions: one tensor [slots, kv_heads, capacity, width] a layer."""
+    """Keys and values of running completions: one tensor [slots, kv_heads, capacity, width] each a layer."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -115,8 +115,9 @@ class SlotCache:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (slots, heads, capacity, width)
         # Zeros, not garbage: a masked score times NaN would still be NaN.
-        make = lambda: [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]  # noqa: E731
-        return cls(make(), make())
+        make = lambda kind: [torch.zeros(shape, dtype=kind, device=device) for _ in range(config.num_hidden_layers)]  # noqa: E731
+        # Scores are computed in float32, so keys are read as such: on a CPU they are kept so, converted once.
+        return cls(make(torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype), make(dtype))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot over another."""
@@ -162,8 +163,9 @@ class PackedRows:
         if self.cache is not None:
             for row, (length, slots) in enumerate(zip(self.lengths, self.slots, strict=True)):
                 index = torch.as_tensor(slots, device=k.device)
-                self.cache.keys[layer][index, :, :length] = k[row, :, :length]
-                self.cache.values[layer][index, :, :length] = v[row, :, :length]
+                keys, values = self.cache.keys[layer], self.cache.values[layer]
+                keys[index, :, :length] = k[row, :, :length].to(keys.dtype)
+                values[index, :, :length] = v[row, :, :length]
         seen = None
         if window is not None and window < self.longest:
             position = torch.arange(self.longest, device=q.device)
@@ -194,11 +196,23 @@ class SlotStep:
             self._masks[window] = seen[:, None, None, :]
         return self._masks[window]
 
+    def places(self) -> Int[Tensor, " rows_x_kv_heads"]:
+        """Where each row's new token lies, head by head, in a layer's keys seen as [slots x heads x capacity, width]."""
+        _, heads, capacity, _ = self.cache.keys[0].shape
+        own = (self.rows[:, None] * heads + torch.arange(heads, device=self.rows.device)) * capacity
+        return (own + self.positions[:, None]).flatten()
+
+    def bias(self) -> Float[Tensor, "rows_x_kv_heads 1 span"]:
+        """What is added to the scores: 0 at the tokens up to the new one, -inf behind it."""
+        heads, dtype = self.cache.keys[0].shape[1], self.cache.keys[0].dtype
+        bias = torch.zeros(len(self.rows), 1, self.span, dtype=dtype, device=self.rows.device)
+        return bias.masked_fill_(~self._mask(None)[:, 0], float("-inf")).repeat_interleave(heads, 0)
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.rows, :, self.positions] = key[:, :, 0]
+        keys[self.rows, :, self.positions] = key[:, :, 0].to(keys.dtype)
         values[self.rows, :, self.positions] = value[:, :, 0]
         count = len(self.rows)
         k, v = keys[:count, :, : self.span], values[:count, :, : self.span]

@@ -22,7 +22,8 @@ BEYOND = 8
 """Tokens beyond the sliding window, compared on their own too: a difference would vanish among thousands of others."""
 
 
-def _window(config: Any) -> int:
+def window_of(config: Any) -> int:
+    """Width of a model's sliding window; 0: it has none."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     used = kinds is None or "sliding_attention" in kinds
@@ -59,7 +60,7 @@ def difference(model: Any) -> tuple[float, float]:
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     positions = int(getattr(config, "max_position_embeddings", 1 << 30))
-    lengths = [SHORT - 7, min(max(SHORT, _window(config) + BEYOND), positions)]
+    lengths = [SHORT - 7, min(max(SHORT, window_of(config) + BEYOND), positions)]
     device = model.get_input_embeddings().weight.device
     rows = [torch.randint(0, config.vocab_size, (length,), generator=generator).to(device) for length in lengths]
     before = model.config._attn_implementation

@@ -30,9 +30,8 @@ def draw(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if support is not None:
         logits = _restrict(logits, support)
-    log_probs = distributions.log_probs(logits, sampling.temperature, sampling.top_k, sampling.top_p)
-    ids = distributions.draw(log_probs, random.to(log_probs.device))
-    return ids, distributions.chosen(log_probs, ids)
+    scores = distributions.scores(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+    return distributions.sample(scores, random.to(scores.device))
 
 
 def _restrict(logits: Tensor, support: Sequence[Sequence[int] | None]) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from upslope.models.attention import PackedRows, SlotCache, SlotStep
+from upslope.models.decode import DecodeStep
 from upslope.rollout.drawing import allowed_ids, draw, randomness, room
 from upslope.rollout.reference import holds_stop_string
 from upslope.types import Completion, Sampling
@@ -67,6 +68,8 @@ class InProcessSampler:
     ) -> None:
         self.model, self.context, self.slots, self.decode, self.progress = model, context, slots, decode, progress
         self.version = 0
+        self.fast = DecodeStep.of(model)
+        """The packed decode step; None: the stock modules decode."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take the weights of ``version``. Tensors that are shared with the learner are not copied."""
@@ -98,6 +101,8 @@ class InProcessSampler:
         running: list[_Row] = []
         training = self.model.training
         self.model.eval()
+        if self.fast is not None:
+            self.fast.pack()
         try:
             while waiting or running:
                 admitted = self._admit(waiting, slots - len(running))
@@ -152,9 +157,13 @@ class InProcessSampler:
         """One more token for every running completion."""
         weight = self.model.get_output_embeddings().weight
         layout = SlotStep(cache, torch.tensor([row.cached for row in running], device=weight.device))
-        ids = torch.tensor([[row.token_ids[-1]] for row in running], device=weight.device)
-        hidden = self._decoder(input_ids=ids, position_ids=layout.position_ids, layout=layout)[:, 0]
-        self._append(running, hidden @ weight.T, sampling)
+        ids = torch.tensor([row.token_ids[-1] for row in running], device=weight.device)
+        if self.fast is not None:
+            logits = self.fast.logits(self.fast(ids, layout))
+        else:
+            hidden = self._decoder(input_ids=ids[:, None], position_ids=layout.position_ids, layout=layout)[:, 0]
+            logits = hidden @ weight.T
+        self._append(running, logits, sampling)
 
     def _decoder(self, **inputs: Any) -> Tensor:
         return self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state  # type: ignore[no-any-return]

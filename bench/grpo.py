@@ -1,109 +1,90 @@
-"""Seconds of a GRPO step, by phase: ours, and beside it TRL's on the same machine, model, prompts and lengths.
+"""Seconds of a GRPO step, by phase: ours, and beside it TRL's, in turns, on the same model, prompts and lengths.
 
     python bench/grpo.py                                   # ours alone
-    python bench/grpo.py --against trl --peer-python /path/to/venv-with-trl/bin/python
+    python bench/grpo.py --against trl --peer-python V/bin/python
+    python bench/grpo.py --against trl --peer-python V/bin/python --prompts 8 --tokens 96 --forced
 
-TRL lives in an environment of its own: `python -m venv V && V/bin/pip install -c constraints.txt torch trl==1.16.0`.
-Work of a step: `--prompts` x `--samples` completions of at most `--tokens` tokens at temperature 1, one optimizer
-step, AdamW, lr 1e-6, reward = share of digits in the completion. TRL runs twice: at its defaults (float32 weights
-under bfloat16 autocast, gradient checkpointing) and tuned (bfloat16 weights, no checkpointing). Medians over the
-steps after the first. JSON on the last line.
+TRL lives in an environment of its own: ``python -m venv V && V/bin/pip install -c constraints.txt torch trl==1.16.0``.
+Work of a step: ``--prompts`` x ``--samples`` completions of at most ``--tokens`` tokens at temperature 1, one optimizer
+step, AdamW, lr 1e-6, reward = share of digits in the completion. ``--forced``: all completions have exactly that length
+(both sides get plain prompts, whose end nobody marks, and a copy of the model whose end token never comes). TRL runs
+twice: at its defaults (float32 weights under bfloat16 autocast, gradient checkpointing) and tuned (bfloat16 weights, no
+checkpointing; the generation batch is the whole step in both). Medians over ``--rounds`` steps after the first; JSON on
+the last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import shutil
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-PEER = """
-import json, sys, time
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
-
-work = json.loads(sys.argv[1])
-lengths = []
-def digits(prompts, completions, completion_ids, **columns):
-    lengths.append(sum(map(len, completion_ids)))
-    texts = [c[0]["content"] for c in completions]
-    return [sum(ch.isdigit() for ch in text) / max(1, len(text)) for text in texts]
-
-class Times(TrainerCallback):
-    steps = []
-    def on_step_begin(self, *_, **__): self.begun = time.perf_counter()
-    def on_step_end(self, *_, **__): self.steps.append(time.perf_counter() - self.begun)
-
-tuned = work["tuned"]
-model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.bfloat16 if tuned else torch.float32)
-count = work["prompts"] * work["samples"]
-config = GRPOConfig(
-    output_dir=work["out"], use_cpu=True, bf16=True, gradient_checkpointing=not tuned, 
-    per_device_train_batch_size=count,
-    num_generations=work["samples"], max_completion_length=work["tokens"], max_steps=work["steps"], learning_rate=1e-6,
-    logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, seed=0,
-)
-rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in work["texts"]])
-times = Times()
-trainer = GRPOTrainer(model=model, reward_funcs=digits, args=config, train_dataset=rows,
-                      processing_class=AutoTokenizer.from_pretrained(work["model"]), callbacks=[times])
-trainer.train()
-import resource
-print("RESULT" + json.dumps({"steps": times.steps, "tokens": lengths,
-                             "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
-"""
+from sides import OUR_GATE, OUR_THREADS, TRL_GATE, Side, in_turns, table
 
 OURS = """
-import json, resource, sys
 import upslope
-work = json.loads(sys.argv[1])
-run = upslope.grpo(
-    model=work["model"], data=work["rows"], reward=work["reward"], out=work["out"], overwrite=True, listeners=[],
-    heldout=0.0, sampling={"max_new_tokens": work["tokens"]}, grpo={"group": work["samples"]},
-    optim={"lr": 1e-6, "warmup": 0}, train={"steps": work["steps"], "prompts": work["prompts"], "eval_prompts": 0},
+def figures(metrics, timings):
+    tokens = metrics["completions/mean_length"] * work["prompts"] * work["samples"]
+    phases = {name: timings["time/" + name] for name in ("sampling", "learning", "reward")}
+    return {"tokens": tokens, **phases, "sampled_tokens_per_s": tokens / timings["time/sampling"]}
+upslope.grpo(
+    model=work["model"], data=work["rows"], reward=work["reward"], out=work["out"], overwrite=True,
+    listeners=[Gate(figures)], heldout=0.0, chat="never" if work["forced"] else "auto",
+    sampling={"max_new_tokens": work["tokens"]}, grpo={"group": work["samples"]},
+    optim={"lr": 1e-6, "warmup": 0}, train={"steps": 1000000, "prompts": work["prompts"], "eval_prompts": 0},
 )
-times = [json.loads(line) for line in (run.folder / "timings.jsonl").read_text().splitlines()]
-rows = {m["step"]: m for m in run.metrics}
-times = [t for t in times if t["step"] > 0]
-tokens = [rows[t["step"]]["completions/mean_length"] * work["prompts"] * work["samples"] for t in times]
-print("RESULT" + json.dumps({"steps": [t["time/step"] for t in times], "tokens": tokens,
-    "sampling": [t["time/sampling"] for t in times], "learning": [t["time/learning"] for t in times],
-    "reward": [t["time/reward"] for t in times],
-    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+"""
+
+TRL = """
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+tuned, count, lengths = work["tuned"], work["prompts"] * work["samples"], []
+def digits(prompts, completions, completion_ids, **columns):
+    lengths.append(sum(map(len, completion_ids)))
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [sum(ch.isdigit() for ch in text) / max(1, len(text)) for text in texts]
+model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.bfloat16 if tuned else torch.float32)
+config = GRPOConfig(
+    output_dir=work["out"], use_cpu=True, bf16=True, gradient_checkpointing=not tuned,
+    per_device_train_batch_size=count, num_generations=work["samples"], max_completion_length=work["tokens"],
+    max_steps=100000, learning_rate=1e-6, save_strategy="no", report_to="none", disable_tqdm=True, seed=0,
+    logging_steps=100000,
+)
+message = lambda text: text if work["forced"] else [{"role": "user", "content": text}]
+rows = Dataset.from_list([{"prompt": message(text)} for text in work["texts"]])
+trainer = GRPOTrainer(model=model, reward_funcs=digits, args=config, train_dataset=rows,
+                      processing_class=AutoTokenizer.from_pretrained(work["model"]),
+                      callbacks=[Gate(lambda: {"tokens": lengths[-1]})])
+trainer.train()
 """
 
 REWARD = """
 def digits(prompts, completions, **columns):
-    return [sum(ch.isdigit() for ch in text) / max(1, len(text)) for text in completions]
+    texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+    return [sum(ch.isdigit() for ch in text) / max(1, len(text)) for text in texts]
 """
 
 
-def child(python: str, code: str, work: dict[str, Any]) -> dict[str, Any]:
-    """Run a side in a process of its own and read its figures."""
-    done = subprocess.run([python, "-c", code, json.dumps(work)], capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    if not lines:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT"))
-    return found
-
-
-def summary(found: dict[str, Any]) -> dict[str, float]:
-    """Medians after the first step; tokens a second over sampling where it is known, and over the whole step."""
-    steps, tokens = found["steps"][1:], found["tokens"][1 : len(found["steps"])]
-    out = {"step_s": median(steps), "tokens": median(tokens), "peak_gb": found["peak_gb"]}
-    out["tokens_per_step_s"] = sum(tokens) / sum(steps)
-    for phase in ("sampling", "learning", "reward"):
-        if phase in found:
-            out[f"{phase}_s"] = median(found[phase][1:])
-    if "sampling" in found:
-        out["sampled_tokens_per_s"] = sum(tokens) / sum(found["sampling"][1:])
+def endless(model: Path, out: Path) -> Path:
+    """A copy of a model whose end token is the last id of its vocabulary, which it practically never writes. A chat
+    template would bring the end of a turn back: use it with plain prompts."""
+    shutil.copytree(model, out)
+    size = json.loads((out / "config.json").read_text())["vocab_size"]
+    pieces = json.loads((out / "tokenizer.json").read_text())["model"]["vocab"]
+    last = next(piece for piece, number in pieces.items() if number == size - 1)
+    ends = {"eos_token_id": size - 1, "eos_token": last}
+    for name, keys in (
+        ("config.json", ("eos_token_id",)), ("generation_config.json", ("eos_token_id",)),
+        ("tokenizer_config.json", ("eos_token",)),
+    ):  # fmt: skip
+        content = json.loads((out / name).read_text())
+        (out / name).write_text(json.dumps({**content, **{key: ends[key] for key in keys}}))
     return out
 
 
@@ -114,31 +95,26 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--forced", action="store_true", help="completions of exactly --tokens tokens")
     chosen = parser.parse_args()
     from upslope.models import bundled
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         place = Path(folder)
+        model = endless(bundled.directory(), place / "model") if chosen.forced else bundled.directory()
         texts = [f"Tell me what {a} times {a + 7} is, and why." for a in range(11, 43)]
         (place / "rows.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         (place / "reward.py").write_text(REWARD)
         work = {
-            "model": str(bundled.directory()), "texts": texts, "rows": str(place / "rows.jsonl"),
-            "out": str(place / "out"),
-            "reward": str(place / "reward.py") + ":digits", **vars(chosen),
+            **vars(chosen), "model": str(model), "texts": texts, "rows": str(place / "rows.jsonl"),
+            "out": str(place / "out"), "reward": str(place / "reward.py") + ":digits",
         }  # fmt: skip
-        sides = {"upslope": summary(child(sys.executable, OURS, work))}
-        if chosen.against == "trl":
-            for name, tuned in (("TRL default", False), ("TRL tuned", True)):
-                sides[name] = summary(child(chosen.peer_python, PEER, {**work, "tuned": tuned}))
-    for name, row in sides.items():
-        ratio = row["step_s"] / sides["upslope"]["step_s"]
-        print(
-            f"{name:12s} step {row['step_s']:6.2f} s ({ratio:4.1f}x)  "
-            + "  ".join(f"{k} {v:.2f}" for k, v in row.items() if k != "step_s")
-        )
-    print(json.dumps(sides))
+        sides = [stack.enter_context(Side("upslope", sys.executable, OUR_GATE + OURS, work, OUR_THREADS))]
+        for name, tuned in (("TRL default", False), ("TRL tuned", True)) if chosen.against == "trl" else ():
+            own = {**work, "tuned": tuned, "out": str(place / name.replace(" ", "-"))}
+            sides.append(stack.enter_context(Side(name, chosen.peer_python, TRL_GATE + TRL, own, {})))
+        print(json.dumps(table(in_turns(sides, chosen.rounds))))
 
 
 if __name__ == "__main__":

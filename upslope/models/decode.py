@@ -31,29 +31,28 @@ PACKED_FOR = 64
 class Product:
     """x -> x W^T + b of several linear layers with one input, side by side; with their LoRA adapters, if they have any.
 
-    Packed bfloat16 weights are a copy. ``pack`` renews it if the layers' weights were written to since the last time.
+    The weights are a copy, which ``pack`` renews; adapters are read where they lie.
     """
 
     def __init__(self, layers: Sequence[nn.Module], packed: bool) -> None:
         self.layers = list(layers)
         self.bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         self.packed = packed
-        self.seen: tuple[tuple[int, int], ...] = ()
         self.pack()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nobody trains these weights, as under LoRA."""
+        return not any(parameter.requires_grad for base in self.bases for parameter in base.parameters())
 
     def pack(self) -> None:
         """Take over the weights as they are now."""
-        parameters = [base.weight for base in self.bases] + [base.bias for base in self.bases if base.bias is not None]
-        seen = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-        if seen == self.seen:
-            return
         weights = [base.weight.detach() for base in self.bases]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) if self.packed else weight
         biases = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in self.bases]
         bare = all(base.bias is None for base in self.bases)
         self.bias = None if bare else torch.cat(biases).detach()
-        self.seen = seen
 
     def __call__(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
         if self.packed:
@@ -131,7 +130,7 @@ def rotated(x: Float[Tensor, "rows heads width"], cos: Tensor, sin: Tensor) -> F
 
 
 class DecodeStep:
-    """The decode step of one model. ``pack`` after the weights have changed, then call it."""
+    """The decode step of one model. ``pack`` after its weights were written to, then call it."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.get_decoder()
@@ -155,10 +154,11 @@ class DecodeStep:
         except (AttributeError, RuntimeError):  # another inner structure, or no packed products in this build of torch
             return None
 
-    def pack(self) -> None:
-        """Renew the packed weights where the learner has written to them."""
+    def pack(self, everything: bool = True) -> None:
+        """Take the weights as they are now; unless ``everything``, only those that are trained."""
         for product in (*(product for layer in self.layers for product in layer.products), self.head):
-            product.pack()
+            if everything or not product.frozen:
+                product.pack()
 
     def __call__(self, ids: Int[Tensor, " rows"], step: SlotStep) -> Float[Tensor, "rows width"]:
         """Hidden states of the new tokens ``ids``, whose keys and values go into the slots of ``step``."""

@@ -70,15 +70,18 @@ class InProcessSampler:
         self.version = 0
         self.fast = DecodeStep.of(model)
         """The packed decode step; None: the stock modules decode."""
+        self._packed, self._copied = True, False
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take the weights of ``version``. Tensors that are shared with the learner are not copied."""
+        """Take the weights of ``version``. Tensors that are shared with the learner are not copied, but for packing,
+        which waits for the next ``sample``."""
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in weights:
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
-        self.version = version
+                    self._copied = True
+        self.version, self._packed = version, False
 
     @torch.no_grad()
     def sample(
@@ -101,8 +104,9 @@ class InProcessSampler:
         running: list[_Row] = []
         training = self.model.training
         self.model.eval()
-        if self.fast is not None:
-            self.fast.pack()
+        if self.fast is not None and not self._packed:
+            self.fast.pack(everything=self._copied)
+            self._packed, self._copied = True, False
         try:
             while waiting or running:
                 admitted = self._admit(waiting, slots - len(running))

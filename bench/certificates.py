@@ -3,7 +3,9 @@
     python bench/certificates.py                                  # seeds 0 to 19 of PPO and GRPO on the built-in map
     python bench/certificates.py --seeds 0 1 2 3 4                # what CI runs
     python bench/certificates.py --seeds 0 --maps 20              # 20 generated maps, the net of seed 0 on each
-    python bench/certificates.py --seeds 0 1 2 --beta 1           # with a KL penalty: beta KL(pi || pi*)
+    python bench/certificates.py --seeds 0 1 2 3 4 --beta 1       # with a KL penalty: beta KL(pi || pi*)
+
+Maps are those of ``generated_maps``; with ``--first 1000`` those that the settings were chosen on.
 
 A run passes with max over prompts of J* - J < 0.05 points; with beta, with beta KL(pi || pi*) < 0.02 (GRPO, whose k2 in
 the loss has a fixed point of its own: against that; both are printed), a mean over the prompts. Exit code 1 if fewer
@@ -43,10 +45,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20)))
     parser.add_argument("--kinds", nargs="+", default=["ppo", "grpo"], choices=["ppo", "grpo"])
     parser.add_argument("--maps", type=int, default=0, help="so many generated maps in place of the built-in one")
+    parser.add_argument("--first", type=int, default=0, help="seed from which maps are generated")
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     chosen = parser.parse_args()
-    maps = {f"map {number}": text for number, text in enumerate(generated_maps(chosen.maps))} or {"4x4": "4x4"}
+    maps = {f"map {number}": text for number, text in enumerate(generated_maps(chosen.maps, chosen.first))} or {
+        "4x4": "4x4"
+    }
     rows, good = [], True
     for kind in chosen.kinds:
         done = []

@@ -172,7 +172,22 @@ def test_a_bad_input_is_named_and_its_fix_works(desk: Desk, spoil: Callable[[Des
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
-COMMANDS = ["sft", "ppo", "grpo", "eval", "chat", "report", "grid", "demo"]
+COMMANDS = [
+    "check",
+    "init",
+    "doctor",
+    "watch",
+    "rollouts",
+    "schema",
+    "sft",
+    "ppo",
+    "grpo",
+    "eval",
+    "chat",
+    "report",
+    "grid",
+    "demo",
+]
 
 
 def test_help_lists_every_command(desk: Desk) -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "upslope"
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    {"cli", "api", "demo", "gridrun", "chat", "__init__", "__main__"},
+    {"cli", "cli_tools", "api", "demo", "gridrun", "chat", "checkup", "doctor", "init", "__init__", "__main__"},
     {"certify"},
     {"views", "recipes"},
     {"learner", "rollout", "run"},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from upslope.errors import InputError
 from upslope.recipes.configs import RECIPES, Recipe
+from upslope.recipes.scoring import RewardFunction, name_functions
 from upslope.recipes.setup import precheck
 from upslope.run.recipe import Loaded, build
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from upslope.worlds.grid_truth import Exact
     from upslope.worlds.gridworld import Gridworld
 
-RewardFunction = Callable[..., Any]
 Mode = Literal["new", "resume", "overwrite"]
 
 
@@ -39,7 +39,7 @@ class FinishedRun:
 
     @property
     def model(self) -> Path:
-        """The last model: a plain Hugging Face directory."""
+        """The last model: a plain Hugging Face directory; of a run with ``lora``, the adapter in PEFT's layout."""
         return self.folder / "model"
 
     @property
@@ -67,7 +67,8 @@ def ppo(**keywords: Any) -> FinishedRun:
     """PPO with a critic: ``ppo(model=..., data="rows.jsonl", reward=function, steps=40)``. See ``sft`` for the rest.
 
     ``reward`` is a function with TRL's signature, ``f(prompts, completions, **columns) -> list[float | None]``, or
-    ``"path/to/file.py:function"``. It runs in a process of its own.
+    ``"path/to/file.py:function"``, or a built-in one, ``{"builtin": "numeric"}``; or a list of these, with
+    ``reward_weights=[1.0, 0.5]`` where they do not weigh the same. Each runs in a process of its own.
     """
     return _from_keywords("ppo", keywords)
 
@@ -85,6 +86,16 @@ def evaluate(model: str, **keywords: Any) -> Evaluation:
     from upslope.recipes.evaluation import evaluate as score
 
     return score(model, **keywords)
+
+
+def merge(adapter: str | Path, out: str | Path, dtype: str = "auto") -> Path:
+    """Merge a LoRA adapter into its base model and write a plain model directory: ``merge("runs/x/model", "merged")``.
+
+    ``dtype`` is auto (the base's own), float32, bfloat16 or float64. See ``upslope.models.merging.merge``.
+    """
+    from upslope.models.merging import merge as write
+
+    return write(str(adapter), Path(out), dtype)
 
 
 def gridworld(map: str | Path | None = None, **options: Any) -> Gridworld:
@@ -141,10 +152,10 @@ def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:
     mode = "overwrite" if keywords.pop("overwrite", False) else mode
     allow = keywords.pop("allow_change", ())
     listeners = keywords.pop("listeners", None)
-    reward = keywords.get("reward")
-    function = reward if callable(reward) else None
-    if function is not None:
-        keywords["reward"] = f"python:{getattr(function, '__name__', 'reward')}"
+    weights = keywords.pop("reward_weights", None)
+    function: RewardFunction | None = None
+    if weights is not None or keywords.get("reward") is not None:
+        keywords["reward"], function = name_functions(keywords.get("reward"), weights)
     loaded = build(keywords, RECIPES[kind], f"upslope.{kind}()")
     return execute(
         loaded, mode, listeners, function, allow, path=None if loaded.recipe.out else _next_folder(kind, mode)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from upslope import api
+from upslope import api, cli_tools
 from upslope.errors import InputError, UpslopeError
 from upslope.recipes.configs import RECIPES
 from upslope.run.recipe import load
@@ -51,40 +51,29 @@ def _train(
     console.print(f"report  {done.report}", markup=False, soft_wrap=True)
 
 
-@app.command(context_settings=EXTRA)
-def sft(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    allow_change: Allow = None,
-) -> None:
-    """Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50."""
-    _train("sft", recipe, overrides, resume, overwrite, allow_change)
+TRAININGS = {
+    "sft": "Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50.",
+    "ppo": "PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model.",
+    "grpo": "GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model.",
+}
+"""A command each; its help text."""
 
 
-@app.command(context_settings=EXTRA)
-def ppo(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    allow_change: Allow = None,
-) -> None:
-    """PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model."""
-    _train("ppo", recipe, overrides, resume, overwrite, allow_change)
+def _training_command(kind: str) -> None:
+    def command(
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+        allow_change: Allow = None,
+    ) -> None:
+        _train(kind, recipe, overrides, resume, overwrite, allow_change)
+
+    app.command(name=kind, help=TRAININGS[kind], context_settings=EXTRA)(command)
 
 
-@app.command(context_settings=EXTRA)
-def grpo(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    allow_change: Allow = None,
-) -> None:
-    """GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model."""
-    _train("grpo", recipe, overrides, resume, overwrite, allow_change)
+for _kind in TRAININGS:
+    _training_command(_kind)
 
 
 @app.command(name="eval")
@@ -129,6 +118,16 @@ def chat(
     from upslope.chat import converse
 
     converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="runs/NAME/model of a run with lora, or any PEFT directory.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
+    dtype: Annotated[str, typer.Option(help="Type of the written weights: auto (as the base), float32 ...")] = "auto",
+) -> None:
+    """Merge a LoRA adapter into its base model: a plain model directory that needs no peft."""
+    Console(highlight=False).print(str(api.merge(adapter, out, dtype)), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -196,6 +195,9 @@ def demo(
     from upslope.demo import run_demo
 
     run_demo(out, seed, quick)
+
+
+cli_tools.register(app)
 
 
 def main() -> None:

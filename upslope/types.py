@@ -275,6 +275,23 @@ class Confined(Protocol):
     def allowed(self, renderer: Rendering) -> Allowed: ...
 
 
+Truth: TypeAlias = Callable[
+    [Sequence[int], Sequence[Sequence[int]], Callable[[Any], Tensor]], list[dict[str, list[float | None]]]
+]
+"""``truth(prompt_ids, completions, logprobs)``: exact numbers of the policy for the tokens of each completion, by name.
+
+``logprobs(tree)`` gives the policy's log-probabilities on all texts after the prompt, in nats. None stands where there
+was no choice; a completion of which nothing is known has no names.
+"""
+
+
+@runtime_checkable
+class Solved(Protocol):
+    """A task so small that the exact values of any policy can be known, for the log of its rollouts."""
+
+    def truth(self, renderer: Rendering) -> Truth: ...
+
+
 # --------------------------------------------------------------------------------------- what training on a grid leaves
 @dataclass(frozen=True, slots=True)
 class GridTruth:

@@ -64,10 +64,10 @@ def test_empty_directory(tmp_path: Path) -> None:
     refused(tmp_path, "no config.json (found: nothing)")
 
 
-def test_adapter_folder(tmp_path: Path) -> None:
+def test_adapter_folder_whose_weights_are_empty(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    refused(tmp_path, "no config.json", "merged model")
+    refused(tmp_path, "adapter_model.safetensors", "no whole safetensors file")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])

@@ -55,6 +55,17 @@ def test_an_empty_section_takes_its_defaults(tmp_path: Path) -> None:
     assert (recipe.optim, recipe.grpo) == (OptimSection(), GrpoSection())
 
 
+def test_a_recipes_own_defaults_hold_beside_keys_that_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {task: arithmetic}\ntrain: {steps: 7}\noptim: {warmup: 2}\n")
+    ppo = load(file, RECIPES["ppo"]).recipe
+    assert (ppo.train.steps, ppo.train.prompts, ppo.train.epochs, ppo.train.minibatches) == (7, 64, 2, 2)
+    assert (ppo.optim.warmup, ppo.optim.decay) == (2, "linear")
+    sft = load(file, RECIPES["sft"]).recipe
+    assert (sft.train.prompts, sft.optim.lr) == (16, 5e-5)
+    assert load(file, RECIPES["ppo"], ["train.prompts=8", "optim.decay=constant"]).recipe.train.prompts == 8
+
+
 def test_yaml_1_1_surprises_do_not_reach_the_recipe(tmp_path: Path) -> None:
     recipe = load(
         write(tmp_path, OWN + "out: on\ndevice: cpu\nmodel:\n  gradient_checkpointing: yes\n"), GrpoRecipe
@@ -277,6 +288,7 @@ def test_notices_are_returned_and_not_printed(
 EXPECTED: dict[str, dict[str, Any]] = {
     "sft-arithmetic": {"data.task": "arithmetic", "optim.decay": "linear", "sampling.max_new_tokens": 8},
     "grpo-arithmetic": {"data.task": "arithmetic", "sampling.max_new_tokens": 8, "reward.function": None},
+    "grpo-lora-arithmetic": {"data.task": "arithmetic", "lora.rank": 16, "lora.targets": ()},
     "ppo-arithmetic": {"data.task": "arithmetic", "sampling.max_new_tokens": 8, "reward.function": None},
     "sft-own-data": {"data.path": "rows.jsonl", "reward.function": None},
     "grpo-own-data": {"data.path": "rows.jsonl", "reward.function": "rewards.py:correct"},

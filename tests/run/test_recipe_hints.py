@@ -58,7 +58,7 @@ def test_names_of_trl_and_transformers_get_an_answer(name: str, recipe: str) -> 
         ("max_length", "sft", "sft.max_tokens"),
         ("num_train_epochs", "sft", "train.steps"),
         ("output_dir", "sft", "out"),
-        ("reward_funcs", "grpo", "reward.function"),
+        ("reward_funcs", "grpo", "reward.functions"),
         ("model_name_or_path", "ppo", "model.name"),
     ],
 )

@@ -146,11 +146,11 @@ def test_a_function_with_keywords_gets_all_and_a_plain_one_only_what_it_takes(wr
             return [1] * len(prompts)
         def plain(completions):
             return [len(c) for c in completions]
-        def wanting(completions, trainer_state, answer):
+        def wanting(completions, environment, answer):
             return [1] * len(completions)
     """)
     with RewardProcess(f"{path}:every", 5) as process:
-        given = ["answer", "completion_ids", "completions", "log_extra", "log_metric"]
+        given = ["answer", "completion_ids", "completions", "log_extra", "log_metric", "trainer_state"]
         assert run(process, ["x"], {"answer": ["a"]}, [[1]])[0].extra == {"names": given}
         given.remove("completion_ids")
         assert run(process, ["x"], {"answer": ["a"]})[0].extra == {"names": given}
@@ -158,7 +158,7 @@ def test_a_function_with_keywords_gets_all_and_a_plain_one_only_what_it_takes(wr
         assert values(run(process, ["abc", ""], {"answer": ["a", "b"]}, [[1], [2]])) == [3.0, 0.0]
     with RewardProcess(f"{path}:wanting", 5) as process, pytest.raises(RewardError) as caught:
         run(process, ["abc"], {"answer": ["a"]})
-    assert "it needs 'trainer_state', and no such column comes with the rows (columns: answer)" in str(caught.value)
+    assert "it needs 'environment', and no such column comes with the rows (columns: answer)" in str(caught.value)
 
 
 def test_async_functions_are_awaited_in_one_loop(write: Write) -> None:
@@ -321,8 +321,8 @@ def test_a_file_that_cannot_be_loaded_says_where(write: Write) -> None:
     with pytest.raises(RewardError, match="f is int, not a function"), RewardProcess(f"{path}:f", 5):
         pass
     path = write("while True: pass\ndef f(completions): ...\n")
-    text = r"did not load within 0.4 s, at rewards.py:1 in <module>"
-    with pytest.raises(RewardError, match=text), RewardProcess(f"{path}:f", 5, start_timeout=0.4):
+    text = r"did not load within 1.5 s, at rewards.py:1 in <module>"
+    with pytest.raises(RewardError, match=text), RewardProcess(f"{path}:f", 5, start_timeout=1.5):
         pass
 
 
@@ -392,7 +392,7 @@ def test_a_killed_hang_takes_its_children_along(write: Write, tmp_path: Path) ->
             time.sleep(60)
     """)
     child = start_file(str(path), "f", (), None)
-    assert child.exchange(b"", 10) == {"ready": True}
+    assert child.exchange(b"", 10) == {"ready": True, "network": False}
     request = {"prompts": ["p"], "completions": ["c"], "completion_ids": None, "columns": {}}
     assert isinstance(child.exchange(json.dumps(request).encode() + b"\n", 0.5), Lost)
     found = [int(pid) for pid in pids.read_text().split()]

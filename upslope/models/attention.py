@@ -197,7 +197,7 @@ class SlotStep:
         return self._masks[window]
 
     def places(self) -> Int[Tensor, " rows_x_kv_heads"]:
-        """Where each row's new token lies, head by head, in a layer's keys seen as [slots x heads x capacity, width]."""
+        """Where each new token lies, head by head, in a layer's keys seen as [slots x heads x capacity, width]."""
         _, heads, capacity, _ = self.cache.keys[0].shape
         own = (self.rows[:, None] * heads + torch.arange(heads, device=self.rows.device)) * capacity
         return (own + self.positions[:, None]).flatten()

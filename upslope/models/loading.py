@@ -1,8 +1,8 @@
 """From a name to a model that sampler and learner can share. Safetensors only, no remote code.
 
-A name is a directory, a hub id, the bundled ``smollm2-135m-instruct`` or the made-up ``text-grid-tiny``. What can be
-refused cheaply is refused before weights are read; after loading, our forward pass is compared with the stock one
-(``verify``).
+A name is a directory, a hub id, the bundled ``smollm2-135m-instruct`` or the made-up ``text-grid-tiny``; a directory or
+hub id may hold a LoRA adapter, which names its base. What can be refused cheaply is refused before weights are read;
+after loading, our forward pass is compared with the stock one (``verify``).
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from upslope.errors import InputError, MachineError
-from upslope.models import attention, bundled, tiny
+from upslope.models import adapter_files, adapters, attention, bundled, tiny
+from upslope.models.adapter_files import AdapterFiles
 from upslope.models.quiet import quiet
 from upslope.models.verify import verify
+from upslope.models.weights import stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -36,8 +42,8 @@ CHATML = (
 class Card:
     """What is known of a model before its weights are read.
 
-    ``source`` is the directory or hub id behind ``name``; ``stop_ids`` are all end tokens of the generation config and
-    the tokenizer; ``context`` is the number of positions.
+    ``source`` is the directory or hub id behind ``name``, and that of its base model if ``name`` is an ``adapter``;
+    ``stop_ids`` are all end tokens of the generation config and the tokenizer; ``context`` is the number of positions.
     """
 
     name: str
@@ -45,11 +51,20 @@ class Card:
     tokenizer: Any
     context: int
     stop_ids: tuple[int, ...]
+    adapter: AdapterFiles | None = None
+
+    @property
+    def base(self) -> str:
+        """The model without its adapter, as it was named."""
+        return self.name if self.adapter is None else self.adapter.base
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model with upslope's attention, ready for sampler and learner."""
+    """A causal language model with upslope's attention, ready for sampler and learner.
+
+    With an adapter its base is frozen; without one all weights are trainable.
+    """
 
     model: Any
     card: Card
@@ -118,11 +133,11 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
         kind = "a GGUF file" if path.suffix == ".gguf" else "a file"
         raise InputError("model.name", f"{name} is {kind}, a directory with config.json and safetensors was expected",
                          "give the directory of the unquantised model")  # fmt: skip
+    if adapter_files.is_adapter(path):
+        return name
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
-        adapter = (path / "adapter_config.json").is_file()
-        hint = "give the adapter's merged model" if adapter else "give a model directory"
-        raise InputError("model.name", f"{name} has no config.json (found: {found})", hint)
+        raise InputError("model.name", f"{name} has no config.json (found: {found})", "give a model directory")
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         other = [entry.name for entry in path.iterdir() if entry.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf")]
@@ -136,6 +151,7 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
         with open(file, "rb") as stream:
             if stream.read(24).startswith(b"version https://git-lfs"):
                 raise InputError("model.name", f"{file} is a git-lfs pointer, not weights", "run `git lfs pull` there")
+    stored_tensors(path)  # a shard that is missing or cut short is told now, not after a minute of loading
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
     except ValueError as error:  # of JSON or of UTF-8
@@ -157,13 +173,21 @@ def _refuse_remote_code(config: dict[str, Any], name: str) -> None:
 def read_card(name: str, chat_template: str | None = None, notice: Callable[[str], None] = lambda text: None) -> Card:
     """Locate a model and read its config and tokenizer, with the recipe's chat template where it gives one.
 
+    An adapter's tokenizer is its own if it has one, else that of its base.
+
     Raises:
-        InputError: as ``locate``, no tokenizer, no such chat template, or one that is not Jinja.
+        InputError: as ``locate`` and ``adapter_files.read``, no tokenizer, no such chat template, or one that is not
+            Jinja.
     """
-    source = locate(name, notice)
+    source = words = _fetched(locate(name, notice))
+    adapter = adapter_files.read(Path(source)) if adapter_files.is_adapter(Path(source)) else None
+    if adapter is not None:
+        source = locate(adapter.base, notice)
+        adapter_files.check_base(adapter, source)
+        words = words if any((Path(words) / file).is_file() for file in TOKENIZERS) else source
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError("model.name", f"no config and tokenizer can be loaded from {name}: {_first_line(error)}",
                          "check the name, or the directory's config.json and tokenizer.json") from error  # fmt: skip
@@ -180,7 +204,19 @@ def read_card(name: str, chat_template: str | None = None, notice: Callable[[str
     except OSError:
         generation = None
     context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
-    return Card(name, source, tokenizer, context, stop_ids(generation, config, tokenizer))
+    return Card(name, source, tokenizer, context, stop_ids(generation, config, tokenizer), adapter)
+
+
+def _fetched(source: str) -> str:
+    """The local copy of an adapter that lies on the hub; anything else as it is."""
+    if Path(source).exists():
+        return source
+    try:
+        if find_adapter_config_file(source) is None:
+            return source
+        return snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
+    except (OSError, ValueError, HfHubHTTPError):
+        return source  # whatever is wrong is told when its config is read
 
 
 def _template(file: Path, tokenizer: Any) -> str:
@@ -200,13 +236,33 @@ def _template(file: Path, tokenizer: Any) -> str:
 
 @quiet()
 def load(card: Card, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False) -> LanguageModel:
-    """Load, check and prepare a causal language model: upslope's attention, dropout off.
+    """Load, check and prepare a causal language model: upslope's attention, dropout off, its adapter where it has one.
 
     Raises:
-        InputError: not a causal language model, broken or missing weights, a tokenizer larger than the embedding, or an
-            architecture that the registered attention does not serve.
+        InputError: as ``stock``; an architecture that the registered attention does not serve; an adapter that does
+            not fit, or of a kind that is not served.
     """
-    name = card.name
+    if card.adapter is not None:
+        adapter_files.refuse_unserved(card.adapter)
+    model = stock(card, dtype).to(device).eval()
+    verify(model, card.base)
+    model.set_attn_implementation(attention.NAME)
+    if card.adapter is not None:
+        adapters.attach(model, card.adapter)
+    if gradient_checkpointing:
+        # Stock layers checkpoint only in training mode; dropout is zero, so nothing else changes.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    return LanguageModel(model, card, device, dtype)
+
+
+def stock(card: Card, dtype: torch.dtype | str) -> Any:
+    """The stock model at ``card.source``, without an adapter, in ``dtype`` (``auto``: as it is stored).
+
+    Raises:
+        InputError: not a causal language model, broken or missing weights, a tokenizer larger than the embedding.
+    """
+    name = card.base
     try:
         config = AutoConfig.from_pretrained(card.source, trust_remote_code=False)
         no_dropout = {key: 0.0 for key in vars(config) if key.endswith(("dropout", "_pdrop"))}
@@ -216,31 +272,33 @@ def load(card: Card, device: torch.device, dtype: torch.dtype, gradient_checkpoi
             output_loading_info=True, ignore_mismatched_sizes=True, **no_dropout,
         )  # fmt: skip
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            "model.name",
-            f"{name} is no causal language model that transformers loads: {_first_line(error)}",
-            "give a decoder-only model with whole safetensors weights that fit its config.json",
-        ) from error
+        raise no_language_model(name, error) from error
     model, report = loaded
     if misfits := sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
         shown = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
         raise InputError("model.name", f"{name} has no weights that fit {shown} of {type(model).__name__}",
                          "give a causal language model with all of its weights")  # fmt: skip
-    rows, known = int(model.get_input_embeddings().weight.shape[0]), len(card.tokenizer)
+    check_vocabulary(name, len(card.tokenizer), int(model.get_input_embeddings().weight.shape[0]))
+    return model
+
+
+def no_language_model(name: str, error: Exception) -> InputError:
+    """What transformers says of a model that it does not load as a causal language model."""
+    return InputError(
+        "model.name",
+        f"{name} is no causal language model that transformers loads: {_first_line(error)}",
+        "give a decoder-only model with whole safetensors weights that fit its config.json",
+    )
+
+
+def check_vocabulary(name: str, known: int, rows: int) -> None:
+    """Raise InputError where the tokenizer has more ids (``known``) than the embedding has ``rows``."""
     if known > rows:
         raise InputError(
             "model.name",
             f"the tokenizer has {known} ids, the embedding {rows} rows: ids from {rows} would crash",
             "resize the embedding with transformers and save the model again",
         )
-    model = model.to(device).eval()
-    verify(model, name)
-    model.set_attn_implementation(attention.NAME)
-    if gradient_checkpointing:
-        # Stock layers checkpoint only in training mode; dropout is zero, so nothing else changes.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    return LanguageModel(model, card, device, dtype)
 
 
 def stop_ids(generation: GenerationConfig | None, config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -255,14 +313,17 @@ def stop_ids(generation: GenerationConfig | None, config: Any, tokenizer: Any) -
 def save(language_model: LanguageModel, directory: Path, card: str) -> None:
     """Write a plain Hugging Face directory: safetensors, tokenizer, chat template, generation config, model card.
 
-    A model that was there is replaced only when the new one is whole. Raises ``MachineError`` where it cannot be
-    written.
+    Of a model with an adapter, a PEFT directory with the adapter alone. A model that was there is replaced only when
+    the new one is whole. Raises ``MachineError`` where it cannot be written.
     """
     staging = directory.with_name(f".{directory.name}.tmp")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        language_model.model.save_pretrained(staging)
+        if adapters.layers(language_model.model):
+            adapter_files.write(staging, *adapters.exported(language_model.model), language_model.card.source)
+        else:
+            language_model.model.save_pretrained(staging)
         language_model.card.tokenizer.save_pretrained(staging)
         (staging / "README.md").write_text(card, "utf-8")
         shutil.rmtree(directory, ignore_errors=True)

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """Strict, frozen, documented."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from upslope.recipes.reward_section import RewardSection
+from upslope.recipes.sections import Positive, Rate, Section, Share
 
 
 class ModelSection(Section):
@@ -31,6 +24,26 @@ class ModelSection(Section):
     """Recompute activations in the backward pass: about a third more time, much less memory."""
     chat_template: str | None = None
     """A Jinja file that replaces the model's chat template, or `chatml`."""
+
+
+class LoraSection(Section):
+    rank: Positive = 16
+    """Rows of A and columns of B in W + (alpha / rank) B A."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The product B A is scaled by alpha / rank; null: twice the rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers by name or the end of it, e.g. `[q_proj, v_proj]`; none: all in the decoder's blocks."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs set to 0 in training steps (SFT only)."""
+
+    @property
+    def scale_alpha(self) -> float:
+        """``alpha``, or what stands for it."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+LORA_RATE = 10.0
+"""LoRA learns best at about ten times the rate that suits all weights: so much higher are the defaults with `lora`."""
 
 
 class DataSection(Section):
@@ -77,20 +90,6 @@ class OptimSection(Section):
     """After the warm-up: constant, or down to a tenth of `lr` if every planned optimizer step is taken."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
-
-
-class RewardSection(Section):
-    function: str | None = None
-    """`path/to/file.py:function` with TRL's signature. A built-in task brings its own."""
-    timeout: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds that one call may take; then it is killed, retried once, and the run stops."""
-    on_error: Literal["stop", "drop_group"] = "stop"
-    """A failing reward stops the run, or drops that prompt's group and counts it. It never becomes a 0."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"function": value} if isinstance(value, str) else value
 
 
 class TrainSection(Section):
@@ -184,9 +183,22 @@ class Recipe(Section):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers, beside metrics.jsonl which is always written."""
     model: ModelSection = ModelSection()
+    lora: LoraSection | None = None
+    """Train a LoRA adapter on the frozen model; null: train all weights. Default learning rates are then ten times."""
     data: DataSection
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_recipe(cls, value: Any) -> Any:
+        """A recipe's own defaults of a section hold for each key that is not given, not only where none is given."""
+        if isinstance(value, dict):
+            value = dict(value)
+            for name, field in cls.model_fields.items():
+                if isinstance(field.default, Section) and isinstance(value.get(name), dict):
+                    value[name] = {**field.default.model_dump(exclude_unset=True), **value[name]}
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +208,21 @@ class Recipe(Section):
             for key, name in (("model", "name"), ("data", "path")):
                 if isinstance(value.get(key), str):
                     value[key] = {name: value[key]}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_lora(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("lora") is None:
+            return value
+        value = dict(value)
+        for section, key in (("optim", "lr"), ("ppo", "critic_lr")):
+            if section not in cls.model_fields:
+                continue
+            usual = cls.model_fields[section].default
+            given = value.get(section, usual.model_dump(exclude={key}))
+            if isinstance(given, dict) and key not in given:
+                value[section] = {**given, key: round(LORA_RATE * getattr(usual, key), 12)}
         return value
 
 
@@ -220,8 +247,19 @@ class RolloutRecipe(Recipe):
 
     @model_validator(mode="after")
     def _reward_is_known(self) -> RolloutRecipe:
-        if self.data.path is not None and self.reward.function is None:
-            raise ValueError("reward is needed with data.path: give reward: path/to/file.py:function")
+        if self.data.path is not None and not self.reward.entries:
+            raise ValueError(
+                "reward is needed with data.path: give reward: path/to/file.py:function or {builtin: numeric}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> RolloutRecipe:
+        if self.lora is not None and self.lora.dropout > 0:
+            raise ValueError(
+                "lora.dropout must be 0 where completions are sampled: the learner would score them under another "
+                "policy than the one that sampled them. Fix: remove lora.dropout"
+            )
         return self
 
 

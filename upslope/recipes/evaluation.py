@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
+from upslope.recipes.scoring import name_functions, open_panel, reward_parts
 
 Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -59,7 +60,7 @@ def evaluate(
     model: str,
     task: str | None = None,
     data: str | None = None,
-    reward: str | Callable[..., Any] | None = None,
+    reward: Any = None,
     prompts: int = 512,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
@@ -74,7 +75,8 @@ def evaluate(
     heldout: float = 0.1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward.
+    """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward: a function, a
+    ``path/to/file.py:function``, or what else a recipe's ``reward`` may be (a list, built-in ones).
 
     ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
     ``all``.
@@ -86,7 +88,6 @@ def evaluate(
     from upslope.recipes.setup import fit_prompts, load_rows, sampling_of
     from upslope.rollout.sampler import InProcessSampler
     from upslope.text.rendering import Renderer
-    from upslope.worlds.rewards import RewardProcess
 
     given = {
         "task": task,
@@ -98,10 +99,12 @@ def evaluate(
     try:
         section = DataSection.model_validate({**given, "chat": chat, "heldout": heldout})
         settings = SamplingSection(max_new_tokens=max_new_tokens, temperature=temperature)
+        value, named = name_functions(reward)
+        scoring = RewardSection() if value is None else RewardSection.model_validate(value)
     except ValidationError as error:
         raise InputErrors([_argument(fault) for fault in error.errors()]) from None
-    rows = load_rows(section, reward, seed)
-    if rows.reward is None:
+    rows = load_rows(section, reward_parts(scoring, named), seed)
+    if not rows.reward:
         raise InputError(
             "reward", "an evaluation of your own rows needs a reward", "give reward: path/to/file.py:function"
         )
@@ -111,7 +114,7 @@ def evaluate(
     if not chosen:
         raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
     with ExitStack() as stack:
-        process = stack.enter_context(RewardProcess(rows.reward, RewardSection().timeout))
+        process = stack.enter_context(open_panel(rows.reward, scoring))
         place = loading.choose_device(device)
         card = loading.read_card(model)
         renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt)

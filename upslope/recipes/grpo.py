@@ -14,7 +14,6 @@ which make the expected gradient exactly the policy gradient.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +24,13 @@ from upslope.errors import RewardError
 from upslope.learner.learner import FrozenScorer, Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import advantages, kl, losses, weighting
+from upslope.models import adapters
 from upslope.models.networks import PolicyNetwork
 from upslope.recipes.configs import GrpoRecipe
 from upslope.recipes.judge import due, finish, judge
 from upslope.recipes.loop import Clock, Loop, updates
-from upslope.recipes.rollouts import Harvest, check_versions, harvest, log_rows, rows_of_step, statistics
+from upslope.recipes.rollout_log import log_rows
+from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
 from upslope.seeds import derive, generator
@@ -103,9 +104,9 @@ def train(
             check_versions(found.rollouts, policy.version)
             batch, targets = learn_from(recipe, found, policy, reference, clock)
             loop.open(batch, targets, statistics(found, recipe.grpo.group))
-            run.rollouts(
-                step, log_rows(found, step, targets.advantages.sum(1).div(targets.mask.sum(1).clamp(min=1)).tolist())
-            )
+            with clock("reference"):
+                lines = log_rows(shop, found, step, policy, batch, targets.advantages, targets.mask)
+            run.rollouts(step, lines)
             run.sample(step, found.prompts[0], found.completions[0], found.scores[0])
         run.phase(step, "learning")
         for number, rows in enumerate(updates(recipe, loop)):
@@ -211,16 +212,14 @@ def start(recipe: GrpoRecipe, run: Run, reward: RewardFunction | None = None) ->
         tokens = recipe.train.micro_batch_tokens
         reference = None
         if recipe.grpo.kl_coef > 0:
-            reference = FrozenScorer[PolicyEvaluation](
-                PolicyNetwork(deepcopy(shop.model.model)).requires_grad_(False), tokens
-            )
+            reference = FrozenScorer[PolicyEvaluation](PolicyNetwork(adapters.reference(shop.model.model)), tokens)
         settings = OptimizerSettings(
             recipe.optim.lr, recipe.train.steps * recipe.train.epochs * recipe.train.minibatches, recipe.optim.warmup,
             recipe.optim.decay, recipe.optim.clip_norm,
         )  # fmt: skip
         policy: Learner[PolicyEvaluation] = Learner(PolicyNetwork(shop.model.model), settings, tokens)
         loop = Loop(GrpoTargets)
-        run.attach(policy=policy, loop=loop)
+        run.attach(policy=policy, loop=loop, **shop.parts)
         shop.sampler.load(policy.weights(), policy.version)
         train(recipe, shop, policy, reference, loop)
         finish(recipe, shop, loop)

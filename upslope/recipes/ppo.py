@@ -16,7 +16,6 @@ many different prompts at a rate that falls: few prompts at a constant, higher r
 from __future__ import annotations
 
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +25,13 @@ from torch import Tensor
 from upslope.learner.learner import FrozenScorer, Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import advantages, kl, losses, returns, weighting
+from upslope.models import adapters
 from upslope.models.networks import PolicyNetwork, ValueNetwork
 from upslope.recipes.configs import PpoRecipe
 from upslope.recipes.judge import due, finish, judge
 from upslope.recipes.loop import Clock, Loop, updates
-from upslope.recipes.rollouts import Harvest, check_versions, harvest, log_rows, rows_of_step, statistics
+from upslope.recipes.rollout_log import log_rows
+from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
 from upslope.seeds import derive
@@ -115,8 +116,11 @@ def train(recipe: PpoRecipe, shop: Workshop, networks: Networks, loop: Loop[PpoT
             run.phase(step, "reference")
             with clock("reference"):
                 batch, targets, metrics = learn_from(recipe, found, networks)
+                seen = {"values": targets.old_values}
+                seen |= {"estimates": targets.returns - targets.old_values} if recipe.ppo.whiten else {}
+                lines = log_rows(shop, found, step, policy, batch, targets.advantages, targets.mask, seen)
             loop.open(batch, targets, {**statistics(found, recipe.ppo.samples), **metrics})
-            run.rollouts(step, log_rows(found, step, targets.advantages.sum(1).div(batch.mask.sum(1)).tolist()))
+            run.rollouts(step, lines)
             run.sample(step, found.prompts[0], found.completions[0], found.scores[0])
         run.phase(step, "learning")
         for number, rows in enumerate(updates(recipe, loop)):
@@ -212,21 +216,21 @@ def start(recipe: PpoRecipe, run: Run, reward: RewardFunction | None = None) -> 
         shop = prepare(recipe, run, reward, stack)
         networks = build(recipe, shop)
         loop = Loop(PpoTargets)
-        run.attach(policy=networks.policy, critic=networks.critic, loop=loop)
+        run.attach(policy=networks.policy, critic=networks.critic, loop=loop, **shop.parts)
         shop.sampler.load(networks.policy.weights(), networks.policy.version)
         train(recipe, shop, networks, loop)
         finish(recipe, shop, loop)
 
 
 def build(recipe: PpoRecipe, shop: Workshop) -> Networks:
-    """Policy, critic and reference, all from the starting model."""
+    """Policy, critic and reference, all from the starting model; with LoRA they share its frozen weights."""
     model, optim, settings = shop.model.model, recipe.optim, recipe.train
     tokens = settings.micro_batch_tokens
     count = settings.steps * settings.epochs * settings.minibatches
     frozen = None
     if recipe.ppo.kl_coef > 0:
-        frozen = FrozenScorer[PolicyEvaluation](PolicyNetwork(deepcopy(model)).requires_grad_(False), tokens)
-    critic = ValueNetwork(deepcopy(model.get_decoder()))
+        frozen = FrozenScorer[PolicyEvaluation](PolicyNetwork(adapters.reference(model)), tokens)
+    critic = ValueNetwork(adapters.twin(model.get_decoder()))
     return Networks(
         Learner(
             PolicyNetwork(model), OptimizerSettings(optim.lr, count, optim.warmup, optim.decay, optim.clip_norm), tokens

@@ -14,6 +14,7 @@ import torch
 
 from upslope.errors import RewardError
 from upslope.recipes.configs import RewardSection
+from upslope.recipes.curriculum import Curriculum
 from upslope.recipes.loop import Clock
 from upslope.recipes.setup import Workshop
 from upslope.seeds import derive, permutation
@@ -86,15 +87,18 @@ def harvest(
             Group(prompt, tuple(answers), tuple(c.token_ids for c in group))
             for prompt, answers, group in zip(prompts, texts, completions, strict=True)
         ]
-        scores, failed = score_groups(_process(shop), groups, reward.on_error)
+        complete = step - (phase == "sampling")  # steps that the model has learned from
+        scores, failed = score_groups(_process(shop), groups, reward.on_error, complete)
     for _, reason in failed:
         run.notice(f"step {step}: a group was left out: {reason}")
+    for prompt in [p for p, found in zip(prompts, scores, strict=True) if found and not _applies(found)]:
+        run.notice(f"step {step}: a group was left out: no reward applies to a completion of row {prompt.id}")
     rollouts, shown, answers = [], [], []
     number = first_group
     for prompt, prompt_ids, group, group_texts, group_scores in zip(
         prompts, ids, completions, texts, scores, strict=True
     ):
-        if group_scores is None or any(score.value is None for score in group_scores):
+        if group_scores is None or not _applies(group_scores):
             continue
         for sample, (completion, score) in enumerate(zip(group, group_scores, strict=True)):
             rollouts.append(
@@ -108,7 +112,14 @@ def harvest(
             f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function"
         )
     logged = {str(name): value for name, value in _process(shop).take_metrics().items()}
+    if isinstance(shop.train, Curriculum) and phase == "sampling" and first_group == 0:
+        logged |= shop.train.hear([rollout.score for rollout in rollouts])
     return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group), logged)
+
+
+def _applies(scores: Sequence[Score]) -> bool:
+    """Whether all completions of a group were scored, so that they can be compared."""
+    return all(score.value is not None for score in scores)
 
 
 def answer_text(shop: Workshop, completion: Completion) -> str:
@@ -193,29 +204,15 @@ def statistics(found: Harvest, group: int) -> dict[str, float]:
     if ended:
         metrics["completions/mean_terminated_length"] = fmean(ended)
     metrics = {**found.logged, **metrics}
-    for name in sorted({name for rollout in found.rollouts for name in rollout.parts}):
-        values = [rollout.parts[name] for rollout in found.rollouts if name in rollout.parts]
+    for name, values in _by_function(found).items():
         metrics |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
     return metrics
 
 
-def log_rows(found: Harvest, step: int, advantages: Sequence[float]) -> list[dict[str, Any]]:
-    """The lines of ``rollouts/step-N.jsonl``."""
-    rows = []
-    for rollout, prompt, completion, advantage in zip(
-        found.rollouts, found.prompts, found.completions, advantages, strict=True
-    ):
-        chosen = [place for place, wanted in enumerate(rollout.action_mask) if wanted]
-        rows.append(
-            {
-                "step": step, "prompt_id": rollout.prompt_id, "group": rollout.group, "sample": rollout.sample,
-                "prompt": prompt, "completion": completion, "reward": rollout.score, "advantage": advantage,
-                "parts": dict(rollout.parts), "extra": dict(rollout.extra), "terminated": rollout.terminated,
-                "weights_version": rollout.weights_version, "token_ids": [rollout.token_ids[place] for place in chosen],
-                "logprobs": [rollout.logprobs[place] for place in chosen],
-            }
-        )  # fmt: skip
-    return rows
+def _by_function(found: Harvest) -> dict[str, list[float]]:
+    """The unweighted rewards by each function, of the completions to which it applied."""
+    names = sorted({name for rollout in found.rollouts for name in rollout.parts})
+    return {name: [row.parts[name] for row in found.rollouts if name in row.parts] for name in names}
 
 
 def evaluate(
@@ -229,7 +226,9 @@ def evaluate(
     with clock("evaluation"):
         found = harvest(replace(shop, sampling=settings), prompts, 1, seeds, reward, Clock(), step, phase="evaluation")
     lengths = [rollout.completion_length for rollout in found.rollouts]
+    parts = _by_function(found)
     return {
+        **({f"eval/rewards/{name}/mean": fmean(values) for name, values in parts.items()} if len(parts) > 1 else {}),
         **{f"eval/{name}": value for name, value in found.logged.items()},
         "eval/reward": fmean(found.scores),
         "eval/mean_length": fmean(lengths),

@@ -9,22 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.errors import InputError
+from upslope.recipes.adapt import adapt, check_adapter, same_weights, weights_digest
 from upslope.recipes.configs import DataSection, Recipe, RewardSection, SamplingSection, SftRecipe
+from upslope.recipes.curriculum import Curriculum
+from upslope.recipes.scoring import RewardFunction, open_panel, reward_parts, task_part
 from upslope.text import rows as reading
-from upslope.worlds.rewards import RewardProcess, check_source
+from upslope.worlds.reasoning import Climb
+from upslope.worlds.rewards import Part, RewardPanel
 from upslope.worlds.task import load_task, split_rows
 
 if TYPE_CHECKING:
+    import torch
+
     from upslope.models.loading import Card, LanguageModel
     from upslope.rollout.sampler import InProcessSampler
     from upslope.run.session import Run
     from upslope.text.rendering import Renderer
-    from upslope.types import Confined, Encoded, Example, Prompt, Sampling
-
-RewardFunction = Callable[..., Any]
+    from upslope.types import Confined, Encoded, Example, Prompt, Sampling, Stateful, Truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +40,29 @@ class Rows:
     heldout: Sequence[Prompt]
     examples: Sequence[Example] = ()
     heldout_examples: Sequence[Example] = ()
-    reward: str | RewardFunction | None = None
+    reward: tuple[Part, ...] = ()
     facts: dict[str, Any] | None = None
     confined: Confined | None = None
     """The task, where it says which tokens a completion may hold."""
+    climb: Climb | None = None
+    """When the prompts get harder, where the task has a curriculum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is known of a run before its model's weights are read. All that can be wrong by then has been checked."""
+
+    rows: Rows
+    device: torch.device
+    dtype: torch.dtype
+    card: Card
+    renderer: Renderer
+    sampling: Sampling
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    examples: Sequence[Encoded]
+    heldout_examples: Sequence[Encoded]
+    reward: RewardPanel | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +78,14 @@ class Workshop:
     heldout: Sequence[Prompt]
     examples: Sequence[Encoded]
     heldout_examples: Sequence[Encoded]
-    reward: RewardProcess | None
+    reward: RewardPanel | None
+    truth: Truth | None = None
+    """Exact numbers for the log, where the task knows them."""
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What of it a checkpoint must hold, by name."""
+        return {"curriculum": self.train} if isinstance(self.train, Curriculum) else {}
 
 
 def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
@@ -81,21 +112,21 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
     elif data.task is not None:
         name = data.task
         attempt(lambda: confined(load_task(name, data.options), recipe.sampling.max_new_tokens))  # type: ignore[attr-defined]
-    function = getattr(recipe, "reward", RewardSection()).function
-    if function is not None and reward is None:
-        attempt(lambda: check_source(function))
+    attempt(lambda: reward_parts(getattr(recipe, "reward", RewardSection()), reward))
     if found:
         raise found[0] if len(found) == 1 else InputErrors(found)
 
 
-def load_rows(data: DataSection, reward: str | RewardFunction | None, seed: int, supervised: bool = False) -> Rows:
-    """Prompts (and examples) of a built-in task or of the user's rows, split by their content."""
+def load_rows(data: DataSection, reward: tuple[Part, ...], seed: int, supervised: bool = False) -> Rows:
+    """Prompts (and examples) of a built-in task or of the user's rows, split by their content; with the reward's parts,
+    which are the task's own where there are none."""
     if data.task is not None:
         task: Any = load_task(data.task, data.options)
         examples = {split: task.examples(split) if supervised else () for split in ("train", "heldout")}
         return Rows(
             task.prompts("train"), task.prompts("heldout"), examples["train"], examples["heldout"],
-            reward or task.reward_source, {"task": data.task, "options": data.options}, confined(task),
+            reward or (task_part(task),), {"task": data.task, "options": data.options}, confined(task),
+            getattr(task, "climb", None),
         )  # fmt: skip
     table = reading.read_rows(str(data.path), columns=data.columns)
     facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
@@ -207,56 +238,82 @@ def fit_examples(
     return kept
 
 
-def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: ExitStack) -> Workshop:
-    """Check the rows with the tokenizer, start the reward's process, load the model, make the sampler."""
+def survey(
+    recipe: Recipe, reward: RewardFunction | None, stack: ExitStack, notice: Callable[[str], None],
+    log: Path | None = None,
+) -> Survey:  # fmt: skip
+    """Everything that can be checked before weights are read, which `upslope check` shows: rows, tokenizer, reward.
+
+    The reward's process lives until ``stack`` closes; what the reward prints goes to ``log``.
+    """
     from upslope.models import loading
-    from upslope.rollout.sampler import InProcessSampler
     from upslope.text.rendering import Renderer
 
     supervised = isinstance(recipe, SftRecipe)
     section: RewardSection = recipe.reward  # type: ignore[attr-defined]
-    rows = load_rows(recipe.data, reward or section.function, recipe.seed, supervised)
+    rows = load_rows(recipe.data, reward_parts(section, reward), recipe.seed, supervised)
     process = None
-    if rows.reward is not None:
+    if rows.reward:
         # Before the model: a forked child should not inherit its memory.
-        log = run.folder.path / "reward.log"
-        process = stack.enter_context(RewardProcess(rows.reward, section.timeout, log=log))
+        process = stack.enter_context(open_panel(rows.reward, section, log, recipe.train.steps))
     device = loading.choose_device(recipe.device)
     dtype = loading.choose_dtype(recipe.model.dtype, device)
-    run.phase(0, "loading")
-    card = loading.read_card(recipe.model.name, recipe.model.chat_template, run.notice)
+    card = loading.read_card(recipe.model.name, recipe.model.chat_template, notice)
+    check_adapter(recipe, card)
     renderer = Renderer(card.tokenizer, card.stop_ids, recipe.data.chat, recipe.data.system_prompt)
     settings: SamplingSection = recipe.sampling  # type: ignore[attr-defined]
     sampling = sampling_of(settings, renderer, rows.confined)
     arguments = (recipe.data, card.context, settings.max_new_tokens)
-    train = fit_prompts(rows.train, renderer, *arguments, "training", run.notice)
+    train: Sequence[Prompt] = fit_prompts(rows.train, renderer, *arguments, "training", notice)
     # Prompts that no evaluation will answer need no room for an answer.
     answered = rows.heldout if process is not None and recipe.train.eval_prompts > 0 else ()
-    heldout = fit_prompts(answered, renderer, *arguments, "held-out", run.notice)
+    heldout = fit_prompts(answered, renderer, *arguments, "held-out", notice)
     examples, heldout_examples = [
-        fit_examples(part, renderer, min(recipe.sft.max_tokens, card.context), run.notice)
+        fit_examples(part, renderer, min(recipe.sft.max_tokens, card.context), notice)
         if isinstance(recipe, SftRecipe)
         else []
         for part in (rows.examples, rows.heldout_examples)
     ]
     _enough(recipe, train, examples)
+    if rows.climb is not None and not supervised:
+        train = Curriculum(train, rows.climb, recipe.train.prompts)  # type: ignore[assignment]
+    return Survey(
+        rows, device, dtype, card, renderer, sampling, train, heldout, examples, heldout_examples, process
+    )  # fmt: skip
+
+
+def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: ExitStack) -> Workshop:
+    """Check the rows with the tokenizer, start the reward's process, load the model, make the sampler."""
+    from upslope.models import loading
+    from upslope.rollout.sampler import InProcessSampler
+    from upslope.types import Solved
+
+    run.phase(0, "loading")
+    seen = survey(recipe, reward, stack, run.notice, run.folder.path / "reward.log")
     facts = {
-        "recipe": recipe.kind, "model": recipe.model.name, "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "steps": recipe.train.steps, "data": rows.facts, "train_rows": len(train) or len(examples),
-        "heldout_rows": len(rows.heldout) or len(heldout_examples),
+        "recipe": recipe.kind, "model": recipe.model.name, "device": str(seen.device),
+        "dtype": str(seen.dtype).removeprefix("torch."),
+        "steps": recipe.train.steps, "data": seen.rows.facts, "train_rows": len(seen.train) or len(seen.examples),
+        "heldout_rows": len(seen.rows.heldout) or len(seen.heldout_examples),
+        "weights_sha256": weights_digest(seen.card),
     }  # fmt: skip
     if run.resumed is not None:
         _same_ground(run.folder.record(), facts)
     run.folder.update(**facts)
     run.start(facts)
-    model = loading.load(card, device, dtype, recipe.model.gradient_checkpointing)
+    card, renderer = seen.card, seen.renderer
+    model = loading.load(card, seen.device, seen.dtype, recipe.model.gradient_checkpointing)
+    run.folder.update(**adapt(recipe, model, run.notice))
     sampler = InProcessSampler(model.model, card.context, decode=renderer.text)
-    return Workshop(run, model, renderer, sampler, sampling, train, heldout, examples, heldout_examples, process)
+    return Workshop(
+        run, model, renderer, sampler, seen.sampling, seen.train, seen.heldout, seen.examples, seen.heldout_examples,
+        seen.reward, seen.rows.confined.truth(renderer) if isinstance(seen.rows.confined, Solved) else None,
+    )  # fmt: skip
 
 
 def _same_ground(before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Resuming goes on with the rows and the dtype that the run began with, or not at all."""
+    """Resuming goes on with the rows, weights and dtype that the run began with, or not at all."""
+    same_weights(before.get("weights_sha256"), facts["weights_sha256"], facts["model"])
     old, new = before.get("data") or {}, facts["data"] or {}
     if old.get("sha256") != new.get("sha256"):
         raise InputError(
@@ -278,10 +335,13 @@ def _enough(recipe: Recipe, train: Sequence[Prompt], examples: Sequence[Encoded]
 
 
 def model_card(recipe: Recipe, card: Card) -> str:
-    """README.md of a saved model."""
+    """README.md of a saved model or adapter."""
+    adapter = recipe.lora is not None or card.adapter is not None
+    words = "A LoRA adapter: transformers opens it together with its base model if peft is installed. " * adapter
     return (
-        f"---\nbase_model: {card.name}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- upslope\n"
-        f"- {recipe.kind}\n---\n\n# {card.name}, after `upslope {recipe.kind}`\n\nTrained with upslope. "
+        f"---\nbase_model: {card.base}\nlibrary_name: {'peft' if adapter else 'transformers'}\n"
+        f"pipeline_tag: text-generation\ntags:\n- upslope\n{'- lora' + chr(10) if adapter else ''}"
+        f"- {recipe.kind}\n---\n\n# {card.name}, after `upslope {recipe.kind}`\n\n{words}Trained with upslope. "
         "The recipe lies in `recipe.yaml` of the run folder.\n\n```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("model")\n'

@@ -18,6 +18,7 @@ from torch import Tensor
 from upslope.learner.learner import Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths import losses, weighting
+from upslope.models import adapters
 from upslope.models.networks import PolicyNetwork
 from upslope.recipes.configs import SftRecipe
 from upslope.recipes.judge import due, finish, judge
@@ -25,6 +26,7 @@ from upslope.recipes.loop import Clock, Loop
 from upslope.recipes.rollouts import rows_of_step
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
+from upslope.seeds import derive
 from upslope.text.collation import collate_examples
 from upslope.types import PolicyEvaluation, Rows
 
@@ -53,7 +55,7 @@ def train(recipe: SftRecipe, shop: Workshop, policy: Learner[PolicyEvaluation], 
         batch = collate_examples(rows)
         step, tokens = loop.step + 1, int(batch.lengths.sum())
         run.phase(step, "learning")
-        with clock("learning"):
+        with clock("learning"), adapters.dropping(shop.model.model, derive(recipe.seed, "dropout", loop.step)):
             weights = WEIGHTING[recipe.sft.weighting](batch.mask)
             metrics = policy.gradient(batch, SftTargets(batch.mask), weights, loss)
             report = policy.step()

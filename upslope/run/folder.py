@@ -183,7 +183,7 @@ def _refuse_wrong_kind(path: Path, mode: Mode) -> None:
 def _prepare(path: Path, recipe_text: str, mode: Mode, allow_change: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What the folder's earlier run leaves to this one: its record, and notices. Empties the folder on overwrite."""
     record = read_record(path)
-    content = sorted(item.name for item in path.iterdir() if item.name != LOCK and not item.name.startswith("."))
+    content = _content(path)
     if mode == "resume":
         if not record:
             raise InputError(
@@ -193,6 +193,17 @@ def _prepare(path: Path, recipe_text: str, mode: Mode, allow_change: Sequence[st
             )
         _refuse_changes(path, recipe_text, record, allow_change)
         return record, _version_notices(record)
+    _refuse_content(path, content, record, mode)
+    for name in ENTRIES:
+        _delete(path / name)
+    return {}, []
+
+
+def _content(path: Path) -> list[str]:
+    return sorted(item.name for item in path.iterdir() if item.name != LOCK and not item.name.startswith("."))
+
+
+def _refuse_content(path: Path, content: Sequence[str], record: Mapping[str, Any], mode: Mode) -> None:
     if content and not record:
         shown = ", ".join(content[:3]) + (", ..." if len(content) > 3 else "")
         raise InputError(str(path), f"exists and is not a run folder (it holds {shown})", "give another name")
@@ -201,9 +212,21 @@ def _prepare(path: Path, recipe_text: str, mode: Mode, allow_change: Sequence[st
     begun = bool(record.get("step")) or any((path / name).exists() for name in made)
     if content and mode == "new" and (begun or record.get("status") != "failed"):
         raise InputError(str(path), f"exists ({_progress(record)})", "use --resume, --overwrite or another name")
-    for name in ENTRIES:
-        _delete(path / name)
-    return {}, []
+
+
+def occupied(path: Path) -> InputError | None:
+    """What a new run in this folder would be refused for; None where it may begin. Changes nothing."""
+    try:
+        _refuse_wrong_kind(path, "new")
+        if path.is_dir():
+            if (path / LOCK).exists():
+                _refuse_holder(path, _holder(path / LOCK))
+            _refuse_content(path, _content(path), read_record(path), "new")
+    except InputError as error:
+        return error
+    except OSError as error:
+        return InputError(str(path), f"it cannot be read ({error.strerror or error})", "give another folder")
+    return None
 
 
 def _progress(record: Mapping[str, Any]) -> str:
@@ -291,14 +314,17 @@ def _lock(path: Path) -> None:
     with _alone(path):
         file = path / LOCK
         if file.exists():
-            holder = _holder(file)
-            if not machine.is_dead(holder):
-                raise InputError(
-                    str(path),
-                    f"it is in use by pid {holder.get('pid')} on host {holder.get('host')}",
-                    f"wait for that run or stop it; if that machine no longer runs it, delete {file}",
-                )
+            _refuse_holder(path, _holder(file))
         replace_file(file, _json(machine.me()))
+
+
+def _refuse_holder(path: Path, holder: Mapping[str, Any]) -> None:
+    if not machine.is_dead(holder):
+        raise InputError(
+            str(path),
+            f"it is in use by pid {holder.get('pid')} on host {holder.get('host')}",
+            f"wait for that run or stop it; if that machine no longer runs it, delete {path / LOCK}",
+        )
 
 
 def _unlock(path: Path) -> None:

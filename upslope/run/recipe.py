@@ -22,6 +22,7 @@ from upslope.run.recipe_yaml import Draft, clean, flow_text, parse, read_file, s
 R = TypeVar("R", bound=BaseModel)
 
 COMMENT_COLUMN = 34
+LOW_LORA_RATE = 5e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,17 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
         if isinstance(value, BaseModel):
             line = f"{indent}{name}:"
         else:
-            line = f"{indent}{name}: {flow_text(value)}"
+            line = f"{indent}{name}: {flow_text(_entries(value))}"
         yield f"{line:<{COMMENT_COLUMN}}  # {comment}" if comment else line
         if isinstance(value, BaseModel):
             yield from _lines(value, indent + "  ")
+
+
+def _entries(value: Any) -> Any:
+    """A list of models as mappings of what is set in them."""
+    if isinstance(value, tuple):
+        return [item.model_dump(exclude_defaults=True) if isinstance(item, BaseModel) else item for item in value]
+    return value
 
 
 def _first_sentence(text: str) -> str:
@@ -123,8 +131,16 @@ def _notices(recipe: BaseModel, draft: Draft) -> Iterator[str]:
         value = values.get(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
+    lora = values.get("lora") is not None
     for key in ("optim.lr", "ppo.critic_lr"):
         rate = number(key)
+        if lora and rate is not None and key not in draft.where:
+            yield f"{key}: {shown(rate)}, ten times its usual default, because lora trains few weights"
+        if lora and rate is not None and key in draft.where and rate < LOW_LORA_RATE:
+            yield (
+                f"{draft.at(key)}: {shown(rate)} suits training all weights. LoRA usually learns best at about ten "
+                "times such a rate: 1e-4 to 1e-3."
+            )
         if rate is not None and rate > 1e-2:
             yield (
                 f"{draft.at(key)}: {shown(rate)} is very high. Training all weights of a language model usually "

@@ -48,7 +48,9 @@ _EXAMPLES = {"data": "path: rows.jsonl", "model": "name: path/to/model", "reward
 
 # --------------------------------------------------------------------------------------------------------------- schema
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, if it is a section."""
+    """The model that a field holds, if it is a section. A list of models is none: its entries are not keys."""
+    if get_origin(annotation) in (tuple, list):
+        return None
     for item in (annotation, *get_args(annotation)):
         if isinstance(item, type) and issubclass(item, BaseModel):
             return item

@@ -35,7 +35,7 @@ class Foreign(NamedTuple):
 
 
 _NO_VLLM = Foreign((), "completions are sampled in this process, with the weights that are trained")
-_NO_LORA = Foreign((), "recipes train all weights of the model")
+_LORA = Foreign(("lora.rank",), "lora: {rank: 16} trains an adapter; without the section all weights are trained")
 _NO_QUANT = Foreign((), "weights are not quantised; model.dtype sets their type")
 _NO_HUB = Foreign((), "nothing is uploaded; the run folder's model/ is a plain model directory")
 _NO_FILTER = Foreign(
@@ -115,8 +115,13 @@ FOREIGN: dict[str, Foreign] = {
     "load_in_4bit": _NO_QUANT,
     "load_in_8bit": _NO_QUANT,
     "quantization_config": _NO_QUANT,
-    "use_peft": _NO_LORA,
-    "peft_config": _NO_LORA,
+    "use_peft": _LORA,
+    "peft_config": _LORA,
+    "lora_r": Foreign(("lora.rank",)),
+    "lora_alpha": Foreign(("lora.alpha",)),
+    "lora_dropout": Foreign(("lora.dropout",)),
+    "lora_target_modules": Foreign(("lora.targets",)),
+    "target_modules": Foreign(("lora.targets",)),
     "trust_remote_code": Foreign((), "code from model repositories is never run"),
     "attn_implementation": Foreign((), "upslope brings its own attention for sampling and training"),
     "use_liger_kernel": Foreign((), "the loss never holds all logits at once, without further kernels"),
@@ -163,10 +168,10 @@ FOREIGN: dict[str, Foreign] = {
     "use_transformers_paged": _NO_VLLM,
     "use_transformers_continuous_batching": _NO_VLLM,
     # reward
-    "reward_funcs": Foreign(("reward.function",), "one function; add your parts inside it"),
+    "reward_funcs": Foreign(("reward.functions",), "a list of files and functions"),
     "reward_fn": Foreign(("reward.function",)),
     "reward_model_path": Foreign(("reward.function",), "a function of your own, which may load a model"),
-    "reward_weights": Foreign((), "weigh the parts inside the reward function"),
+    "reward_weights": Foreign(("reward.functions",), "each function has a weight beside it"),
     "missing_eos_penalty": Foreign((), "a penalty belongs into the reward function"),
     # GRPO
     "num_generations": Foreign(("grpo.group", "ppo.samples")),
@@ -205,7 +210,7 @@ FOREIGN: dict[str, Foreign] = {
 }
 _PREFIXES: dict[str, Foreign] = {
     "vllm_": _NO_VLLM,
-    "lora_": _NO_LORA,
+    "lora_": _LORA,
     "bnb_": _NO_QUANT,
     "hub_": _NO_HUB,
     "fsdp": _NO_LAUNCH,

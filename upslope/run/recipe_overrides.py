@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from upslope.errors import InputError
-from upslope.run.recipe_errors import is_section, keys
+from upslope.run.recipe_errors import default, is_section, keys
 from upslope.run.recipe_hints import hint
 from upslope.run.recipe_yaml import COMMAND_LINE, Draft, clean, parse_value, shown
 
@@ -21,13 +21,13 @@ _REPLACES = {"data.path": ("data.task", "data.options"), "data.task": ("data.pat
 
 
 def expand(draft: Draft, schema: type[BaseModel]) -> None:
-    """Writes shorthands out, and takes a section without keys (``optim:``) for an empty one."""
+    """Writes shorthands out, and takes a section without keys (``optim:``) for an empty one, unless it may be null."""
     for key in schema.model_fields:
         if key not in draft.data or not is_section(schema, key):
             continue
         value, leaf = draft.data[key], SHORTHANDS.get(key)
         if value is None:
-            draft.data[key] = {}
+            draft.data[key] = None if default(schema.model_fields[key]) is None else {}
         elif isinstance(value, str) and leaf and f"{key}.{leaf}" in keys(schema):
             draft.data[key] = {leaf: value}
             draft.where[f"{key}.{leaf}"] = draft.place(key)

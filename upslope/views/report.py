@@ -18,6 +18,8 @@ from upslope.views.sections import (
     rollouts_section,
     summary_section,
 )
+from upslope.views.token_truth import has_truth, truth_section
+from upslope.views.tokens import read_token_rows, tokens_section
 
 __all__ = [
     "Section",
@@ -30,6 +32,8 @@ __all__ = [
     "summary_section",
     "table_section",
     "text_section",
+    "tokens_section",
+    "truth_section",
     "write_page",
     "write_report",
 ]
@@ -60,6 +64,10 @@ def write_report(run: Path) -> Path:
     sections = [summary_section(folder), curves_section({name: folder})]
     if (folder / "rollouts").is_dir() or facts.get("recipe") in ("ppo", "grpo"):
         sections.append(rollouts_section(folder))
+    if read_token_rows(folder):
+        sections.append(tokens_section(folder))
+    if has_truth(folder) and (folder / "rollouts").is_dir():
+        sections.append(truth_section(folder))
     sections += [phase_section(folder), facts_section(folder)]
     return write_page(folder / "report.html", page(name, " · ".join(told), sections))
 

@@ -15,12 +15,13 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from upslope.worlds import reward_worker
+from upslope.worlds import isolation, reward_worker
+from upslope.worlds.isolation import Limits
 
 SECONDS_TO_EXPLAIN = 0.3
 SECONDS_TO_LEAVE = 1.0
@@ -55,37 +56,20 @@ class Child:
     output: IO[bytes]
     process: subprocess.Popen[bytes] | None = None
     status: int | None = None
+    sandbox: bool = False
 
     def exchange(self, request: bytes, timeout: float) -> dict[str, Any] | Lost:
         """Send a request (nothing, for the first reply) and wait for its reply; past ``timeout`` seconds the child is
         killed."""
-        until = time.monotonic() + timeout
-        unsent, received = memoryview(request), bytearray()
-        poll = select.poll()
-        poll.register(self.replies, select.POLLIN)
-        if unsent:
-            poll.register(self.requests, select.POLLOUT)
-        while (left := until - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(max(1, left * 1000)):
-                if descriptor == self.requests:
-                    try:
-                        unsent = unsent[os.write(self.requests, unsent) :]
-                    except BrokenPipeError:  # it is gone; the other pipe says so too
-                        unsent = unsent[:0]
-                    if not unsent:
-                        poll.unregister(self.requests)
-                    continue
-                received += (data := os.read(self.replies, 1 << 20))
-                if not data:
-                    return self._lost(deadline=False)
-                if received.endswith(b"\n"):
-                    return json.loads(received)
-        return self._lost(deadline=True)
+        return exchange([(self, request)], timeout)[0]
 
-    def _lost(self, deadline: bool) -> Lost:
+    def lost(self, deadline: bool) -> Lost:
+        """The child is of no use any more: kill it and say how it ended, and where it was."""
         if deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGUSR1)
+                if self.sandbox:  # its call runs in a fork
+                    os.killpg(self.pid, signal.SIGUSR1)
             explained = time.monotonic() + SECONDS_TO_EXPLAIN
             while self._frame() is None and time.monotonic() < explained:
                 time.sleep(0.01)
@@ -146,6 +130,51 @@ class Child:
             os.close(descriptor)
 
 
+def exchange(requests: Sequence[tuple[Child, bytes]], timeout: float) -> list[dict[str, Any] | Lost]:
+    """Send each child its request, all at the same time, and wait for the replies. A child that has not answered within
+    ``timeout`` seconds is killed, and so is one that sends more than a reply may hold or what is no reply."""
+    until = time.monotonic() + timeout
+    found: dict[int, dict[str, Any] | Lost] = {}
+    unsent = [memoryview(request) for _, request in requests]
+    received = [bytearray() for _ in requests]
+    poll, ends = select.poll(), {}
+    for index, (child, request) in enumerate(requests):
+        poll.register(child.replies, select.POLLIN)
+        ends[child.replies] = index
+        if request:
+            poll.register(child.requests, select.POLLOUT)
+            ends[child.requests] = index
+    while len(found) < len(requests) and (left := until - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(max(1, left * 1000)):
+            index = ends[descriptor]
+            child = requests[index][0]
+            if descriptor == child.requests:
+                try:
+                    unsent[index] = unsent[index][os.write(descriptor, unsent[index]) :]
+                except BrokenPipeError:  # it is gone; the other pipe says so too
+                    unsent[index] = unsent[index][:0]
+                if not unsent[index]:
+                    poll.unregister(descriptor)
+                continue
+            received[index] += (data := os.read(descriptor, 1 << 20))
+            if not data or len(received[index]) > reward_worker.LARGEST_REPLY:
+                found[index] = child.lost(deadline=False)
+            elif received[index].endswith(b"\n"):
+                found[index] = _read(received[index]) or child.lost(deadline=False)
+            if index in found:
+                poll.unregister(descriptor)
+    return [found[i] if i in found else child.lost(deadline=True) for i, (child, _) in enumerate(requests)]
+
+
+def _read(line: bytes | bytearray) -> dict[str, Any] | None:
+    """A reply; ``None`` for what is none: a function may have written into our pipe."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return reply if isinstance(reply, dict) else None
+
+
 def _open(log: Path | None) -> tuple[int, int, int, int, IO[bytes], IO[bytes]]:
     """The child's and our ends of two pipes (their read, our write, our read, their write), the trace file, the log."""
     their_read, our_write = os.pipe()
@@ -156,36 +185,40 @@ def _open(log: Path | None) -> tuple[int, int, int, int, IO[bytes], IO[bytes]]:
     return their_read, our_write, our_read, their_write, tempfile.TemporaryFile(), output
 
 
-def start_file(path: str, function: str, search: Sequence[str], log: Path | None) -> Child:
-    """Start a fresh Python on ``reward_worker.py``, which loads ``function`` from ``path``.
+def start_file(
+    path: str, function: str, search: Sequence[str], log: Path | None, limits: Limits | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Child:  # fmt: skip
+    """Start a fresh Python on ``reward_worker.py``, which loads ``function`` from ``path``, within ``limits``.
 
-    ``-P`` and a ``PYTHONPATH`` without empty entries keep the current directory out of its import path. Hashes of text
-    are fixed, so that a reward which walks through a set is the same in every process.
+    With ``options`` the function makes the reward function. ``-P`` keeps the current directory out of the child's
+    import path.
     """
+    limits = limits or Limits()
     their_read, our_write, our_read, their_write, trace, output = _open(log)
-    task: dict[str, Any] = {"path": path, "function": function, "search": list(search)}
+    task: dict[str, Any] = {"path": path, "function": function, "search": list(search), "limits": asdict(limits)}
     task.update(requests=their_read, replies=their_write, trace=trace.fileno())
-    environment = {**os.environ, "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0")}
-    if (entries := environment.get("PYTHONPATH")) is not None:
-        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in entries.split(os.pathsep) if entry)
+    task["options"] = None if options is None else dict(options)
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-u", reward_worker.__file__, json.dumps(task)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=isolation.environment(os.environ, limits),
+            cwd="/" if limits.sandbox else None,
             pass_fds=(their_read, their_write, trace.fileno()),
             start_new_session=True,
         )
     finally:
         os.close(their_read)
         os.close(their_write)
-    return Child(process.pid, path, our_write, our_read, trace, output, process)
+    return Child(process.pid, path, our_write, our_read, trace, output, process, sandbox=limits.sandbox)
 
 
-def start_function(function: Callable[..., Any], log: Path | None) -> Child:
-    """Start a forked copy of this process that serves ``function``."""
+def start_function(function: Callable[..., Any], log: Path | None, limits: Limits | None = None) -> Child:
+    """Start a forked copy of this process that serves ``function`` within ``limits``."""
+    limits = limits or Limits()
     inner = inspect.unwrap(getattr(function, "func", function))  # a partial's function
     method = inspect.getattr_static(type(inner), "__call__", None)  # an object's
     code = getattr(inner, "__code__", None) or getattr(method, "__code__", None)
@@ -198,8 +231,8 @@ def start_function(function: Callable[..., Any], log: Path | None) -> Child:
         pid = os.fork()
     if pid == 0:
         try:
-            _become_worker(output)
-            reward_worker.serve(lambda: function, user_file, their_read, their_write, trace.fileno())
+            _become_worker(output, limits)
+            reward_worker.serve(lambda: function, user_file, their_read, their_write, trace.fileno(), limits)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -211,8 +244,11 @@ def start_function(function: Callable[..., Any], log: Path | None) -> Child:
     return Child(pid, user_file, our_write, our_read, trace, output)
 
 
-def _become_worker(output: IO[bytes]) -> None:
-    """In a forked child: a process group, streams and signals of its own, and none of the parent's pipes."""
+def _become_worker(output: IO[bytes], limits: Limits) -> None:
+    """In a forked child: a process group, streams, environment and signals of its own, and none of the parent's
+    pipes."""
+    for name in set(os.environ) - set(isolation.environment(os.environ, limits)):
+        del os.environ[name]
     os.setpgid(0, 0)
     for descriptor in _parent_ends:
         os.close(descriptor)

@@ -24,16 +24,15 @@ class RewardSource:
     search: tuple[str, ...] = ()
 
 
-def check_source(source: str) -> RewardSource:
+def check_source(source: str, where: str = "reward.function") -> RewardSource:
     """Read ``path/to/file.py:function`` and see that both exist, without running the file.
 
-    ``upslope.room.module:function`` names a reward that ships with this package.
+    ``upslope.room.module:function`` names a reward that ships with this package. ``where`` is the key in messages.
 
     Raises:
         InputError: not of that form, no such file, not Python, or no such function (with those that are there).
     """
     text, colon, function = source.rpartition(":")
-    where = "reward.function"
     if not colon or not text or not function.isidentifier():
         raise InputError(
             where, f"{source!r} is not of the form path/to/file.py:function", "write file and function with a colon"

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upslope.errors import InputError
 from upslope.worlds.arithmetic import Arithmetic
+from upslope.worlds.reasoning import ReasoningGym
 from upslope.worlds.text_gridworld import TextGrid
 
 if TYPE_CHECKING:
     from upslope.types import Task
 
 Item = TypeVar("Item")
-TASKS: dict[str, Callable[..., Any]] = {"arithmetic": Arithmetic, "text-grid": TextGrid}
+TASKS: dict[str, Callable[..., Any]] = {
+    "arithmetic": Arithmetic,
+    "text-grid": TextGrid,
+    "reasoning-gym": ReasoningGym,
+}
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
@@ -37,7 +42,10 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if option not in known:
             problem = f"task {name} has no option {option!r}. Options: {', '.join(known)}"
             raise InputError(where, problem, _nearest(option, known, "data.options."))
-        kind = type(known[option].default)
+        default = known[option].default
+        if default is None and value is None:
+            continue
+        kind = int if default is None else type(default)  # an option that may be null is a whole number
         if kind is float and type(value) is int:
             given[option] = float(value)
         elif type(value) is not kind:

@@ -23,7 +23,7 @@ from upslope.worlds.text_walks import MOVES, Rules
 if TYPE_CHECKING:
     import numpy as np
 
-    from upslope.types import Allowed, Example, Prompt, Rendering
+    from upslope.types import Allowed, Example, Prompt, Rendering, Truth
     from upslope.worlds.gridworld import Cell, Gridworld
     from upslope.worlds.prefix_tree import PrefixTree
 
@@ -199,6 +199,13 @@ class TextGrid:
         everything = range(len(renderer.tokenizer)) if self.vocabulary == "full" else ()
         prompt = renderer.prompt(self.content(start))
         return grow(self.rules, self.grid.index[start], prompt, move_ids(renderer), renderer.stop_id, everything)
+
+    def truth(self, renderer: Rendering) -> Truth:
+        """The exact advantages and values of a policy along its walks, for the log; see ``text_truth``."""
+        from upslope.worlds.text_truth import truth_of
+
+        starts = {tuple(renderer.prompt(self.content(start))): start for start in self.starts}
+        return truth_of(self.rules, self.grid.index, starts, lambda start: self.tree(renderer, start))
 
 
 def move_ids(renderer: Rendering) -> tuple[int, ...]:

@@ -40,7 +40,7 @@
   // Show the completions of one step.
   document.querySelectorAll(".picker").forEach(function (picker) {
     var select = picker.querySelector("select"), buttons = picker.querySelectorAll("button");
-    var bodies = Array.from(picker.parentNode.querySelectorAll("tbody[data-step]"));
+    var bodies = Array.from(picker.parentNode.querySelectorAll("[data-step]"));
     function show() {
       bodies.forEach(function (body) { body.hidden = body.dataset.step !== select.value; });
       buttons[0].disabled = select.selectedIndex === 0;
@@ -83,6 +83,57 @@
     svg.addEventListener("pointerleave", function () {
       cursor.setAttribute("visibility", "hidden");
       readout.replaceChildren.apply(readout, rest.map(function (node) { return node.cloneNode(true); }));
+    });
+  });
+
+  // Tell a token's numbers under the pointer and on focus; arrow keys move from token to token.
+  document.querySelectorAll(".tokens").forEach(function (box) {
+    var readout = box.querySelector(".token-read"), rest = readout.innerHTML;
+    var names = ["advantage", "entropy", "learner − sampler", "log-prob of the sampler", "critic"];
+    function part(name, value) {
+      var item = document.createElement("span"), label = document.createElement("i"), number = document.createElement("b");
+      label.textContent = name + " ";
+      number.textContent = value;
+      item.append(label, number);
+      return item;
+    }
+    function tell(token) {
+      var text = document.createElement("code"), all = token.parentNode.querySelectorAll(".t");
+      text.textContent = JSON.stringify(token.textContent.replace("↵\n", "\n").replace("⇥\t", "\t"));
+      var parts = [text, part("token", (Array.prototype.indexOf.call(all, token) + 1) + " of " + all.length)];
+      token.dataset.n.split("|").forEach(function (value, index) {
+        if (value && value !== "-") parts.push(part(names[index], value));
+      });
+      readout.replaceChildren.apply(readout, parts);
+    }
+    function near(token, key) {
+      var row = Array.from(token.parentNode.querySelectorAll(".t")), place = row.indexOf(token);
+      if (key === "ArrowRight") return row[place + 1];
+      if (key === "ArrowLeft") return row[place - 1];
+      if (key === "Home") return row[0];
+      if (key === "End") return row[row.length - 1];
+      var texts = Array.from(token.closest(".token-step").querySelectorAll(".token-text"));
+      var other = texts[texts.indexOf(token.parentNode) + (key === "ArrowDown" ? 1 : -1)];
+      return other && other.querySelectorAll(".t")[Math.min(place, other.querySelectorAll(".t").length - 1)];
+    }
+    box.addEventListener("pointerover", function (event) {
+      if (event.target.closest(".t")) tell(event.target.closest(".t"));
+    });
+    box.addEventListener("focusin", function (event) {
+      if (event.target.matches(".t")) tell(event.target);
+    });
+    box.addEventListener("pointerleave", function () {
+      var at = document.activeElement;
+      if (at && at.matches(".t") && box.contains(at)) tell(at); else readout.innerHTML = rest;
+    });
+    box.addEventListener("keydown", function (event) {
+      if (!event.target.matches(".t") || !/^(Arrow(Up|Down|Left|Right)|Home|End)$/.test(event.key)) return;
+      event.preventDefault();
+      var next = near(event.target, event.key);
+      if (!next) return;
+      next.parentNode.querySelectorAll(".t").forEach(function (token) { token.tabIndex = -1; });
+      next.tabIndex = 0;
+      next.focus();
     });
   });
 })();

@@ -20,7 +20,7 @@ from upslope.models import adapters
 NAME = adapters.NAME
 
 
-@pytest.mark.parametrize("kind", list(tiny.KINDS))
+@pytest.mark.parametrize("kind", ["smollm", "qwen2", "gemma3"])
 def test_the_merged_model_says_what_the_adapter_said(kind: str, tmp_path: Path) -> None:
     base = tiny.directory(tmp_path / "base", kind)
     loaded = adapted(base)

@@ -116,8 +116,8 @@ ADVANTAGES_AND_RETURNS = (
         "rewards=(0.0,) * before + (float(score.value),) + (0.0,) * (count - 1),",
         TEXT_GRID + "test_the_cap_is_a_true_end_and_nothing_is_bootstrapped", after="trl#3750, trl#5338"),
     one("a group whose reward failed counts as zeros", "recipes/rollouts.py",
-        "if group_scores is None or any(score.value is None for score in group_scores):\n            continue",
-        "if group_scores is None or any(score.value is None for score in group_scores):\n"
+        "if group_scores is None or not _applies(group_scores):\n            continue",
+        "if group_scores is None or not _applies(group_scores):\n"
         "            group_scores = [Score(0.0)] * samples",
         GRPO + "test_groups_whose_reward_fails_are_dropped_and_counted", after="NeMo-RL#3470, NeMo-RL#3589"),
 )  # fmt: skip
@@ -210,10 +210,10 @@ TOKENS_AND_SAMPLING = (
         "tuple(dict.fromkeys([self.stop_id, *stop_ids]))", "tuple(dict.fromkeys(stop_ids))",
         TEXT + "test_the_end_of_turn_token_is_found_where_it_is_not_the_eos"),
     one("PPO: the reference is the current policy", "recipes/ppo.py",
-        "PolicyNetwork(deepcopy(model)).requires_grad_(False), tokens", "PolicyNetwork(model), tokens",
+        "PolicyNetwork(adapters.reference(model)), tokens", "PolicyNetwork(model), tokens",
         PPO + "test_the_reference_is_the_starting_policy_so_the_kl_is_0_first_and_grows"),
     one("GRPO: the reference is the current policy", "recipes/grpo.py",
-        "PolicyNetwork(deepcopy(shop.model.model)).requires_grad_(False), tokens",
+        "PolicyNetwork(adapters.reference(shop.model.model)), tokens",
         "PolicyNetwork(shop.model.model), tokens",
         GRPO + "test_the_kl_term_holds_the_policy_near_its_start[k2]"),
     one("a resumed run takes again the passes that it had taken", "recipes/loop.py",

@@ -66,7 +66,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_run_climbs_and_a_stopped_one_climbs_alike(
     bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

@@ -112,7 +112,7 @@ def test_grpo_with_an_adapter_learns(bench: Bench) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ resume, go on
-@pytest.mark.parametrize(("kind", "place"), [("sft", "1"), ("sft", "2"), ("ppo", "1:3"), ("grpo", "2:1")])
+@pytest.mark.parametrize(("kind", "place"), [("sft", "2"), ("ppo", "1:3"), ("grpo", "2:1")])
 def test_stopped_and_resumed_is_never_stopped(
     bench: Bench, whole: dict[str, FinishedRun], monkeypatch: pytest.MonkeyPatch, kind: str, place: str
 ) -> None:
@@ -127,6 +127,15 @@ def test_dropout_makes_a_difference_in_sft_and_comes_from_the_seed(bench: Bench,
     first = [metrics(done)[0]["loss"] for done in (whole["sft"], without)]
     assert first[0] == first[1]  # B is still 0
     assert metrics(whole["sft"])[1]["loss"] != metrics(without)[1]["loss"]
+
+
+def test_each_step_drops_other_inputs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    dropping = adapters.dropping
+    monkeypatch.setattr(adapters, "dropping", lambda model, seed: seeds.append(seed) or dropping(model, seed))
+    for seed in (3, 4):
+        bench.run("sft", f"seeds-{seed}", lora={"rank": 4, "dropout": 0.2}, seed=seed, eval_prompts=0)
+    assert len(seeds) == len(set(seeds)) == 6
 
 
 def test_resuming_on_another_base_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from upslope.text.collation import collate_rollouts
 from upslope.text.rendering import Renderer
 from upslope.types import Batch, Completion, PolicyEvaluation, Rollout, Sampling, ValueEvaluation
 from upslope.worlds.prefix_tree import Exact, PrefixTree, exact
-from upslope.worlds.rewards import RewardProcess
+from upslope.worlds.rewards import Part, RewardPanel
 from upslope.worlds.text_gridworld import TextGrid
 
 F64 = torch.float64
@@ -101,10 +101,10 @@ def drawn(name: str, seed: int, temperature: float, count: int) -> tuple[Rollout
     quiet: Any = SimpleNamespace(phase=lambda *given: None, notice=lambda text: None)
     prompt = next(row for row in task.prompts("heldout") if row.content == task.content(task.starts[0]))
     with ExitStack() as stack:
-        process = stack.enter_context(RewardProcess(task.reward_source))
+        panel = stack.enter_context(RewardPanel([Part(task.reward_source)]))
         model: Any = net(seed)
         sampler = InProcessSampler(model, SLOTS, decode=renderer.text)
-        shop = Workshop(quiet, model, renderer, sampler, sampling, [prompt], [], [], [], process)
+        shop = Workshop(quiet, model, renderer, sampler, sampling, [prompt], [], [], [], panel)
         found = harvest(shop, [prompt], count, [seed], RewardSection(), Clock(), 1)
     return tuple(found.rollouts)
 

@@ -20,7 +20,8 @@ from upslope.worlds.reward_calls import RewardProcess
 from upslope.worlds.rewards import Group, Part, RewardPanel, Score, score_groups
 
 Write = Callable[[str], str]
-needs_sandbox = pytest.mark.skipif(bool(isolation().sandbox), reason=isolation().sandbox)
+MISSING = "" if "does not hold" in isolation().sandbox else isolation().sandbox  # a wall with a hole is no wall missing
+needs_sandbox = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 needs_seccomp = pytest.mark.skipif(isolation().network != "seccomp", reason="no seccomp here")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 

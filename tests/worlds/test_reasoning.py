@@ -21,7 +21,8 @@ from upslope.worlds.reasoning import EVALUATES, VETTED, Climb, ReasoningGym
 from upslope.worlds.rewards import Group, RewardPanel, Score, score_groups
 from upslope.worlds.task import load_task
 
-needs_sandbox = pytest.mark.skipif(bool(isolation().sandbox), reason=isolation().sandbox)
+MISSING = "" if "does not hold" in isolation().sandbox else isolation().sandbox  # a wall with a hole is no wall missing
+needs_sandbox = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 vetted = pytest.mark.skipif(importlib.metadata.version("reasoning-gym") != VETTED, reason=f"sets of {VETTED}")
 
 
@@ -196,8 +197,9 @@ PAYLOADS = (
 
 
 @needs_sandbox
-@pytest.mark.parametrize("name", ["countdown", "string_insertion"])  # parse_expr, eval
+@pytest.mark.parametrize("name", ["countdown", pytest.param("string_insertion", marks=pytest.mark.slow)])
 def test_a_payload_in_an_answer_touches_nothing_and_scores_nothing(name: str, tmp_path: Path) -> None:
+    """By sympy's parse_expr in the one, by eval in the other."""
     task: Any = load_task("reasoning-gym", {"name": name, "size": 2, "heldout": 1})
     marker = tmp_path / "marker"
     found, _ = scores(task, "RIGHT", *(payload.format(marker=str(marker)) for payload in PAYLOADS))
@@ -243,9 +245,9 @@ def sweep(names: list[str], tmp_path: Path) -> dict[str, list[Any]]:
 
 @vetted
 def test_the_list_of_evaluating_sets_is_true_of_some(tmp_path: Path) -> None:
-    found = sweep(["binary_matrix", "puzzle24", "chain_sum", "gcd", "rearc"], tmp_path)
+    found = sweep(["binary_matrix", "puzzle24", "gcd", "rearc"], tmp_path)
     assert {name: evaluated for name, (evaluated, _) in found.items()} == {
-        "binary_matrix": True, "puzzle24": True, "chain_sum": False, "gcd": False, "rearc": False,
+        "binary_matrix": True, "puzzle24": True, "gcd": False, "rearc": False,
     }  # fmt: skip
     assert all(right == 1.0 for _, right in found.values())
 

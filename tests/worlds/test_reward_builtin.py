@@ -13,6 +13,7 @@ from upslope.errors import InputError, MachineError
 from upslope.types import Prompt
 from upslope.worlds import reward_builtin as builtin
 from upslope.worlds import reward_menu
+from upslope.worlds.isolation import isolation
 from upslope.worlds.reward_menu import BUILTINS, builtin_part
 from upslope.worlds.rewards import Group, RewardPanel, score_groups
 
@@ -202,6 +203,8 @@ def test_overlong_is_equation_13_of_dapo() -> None:
 # ----------------------------------------------------------------------------------------------------------------- math
 def test_math_equals_mathematically_and_runs_in_the_sandbox() -> None:
     pytest.importorskip("math_verify")
+    if isolation().sandbox and "does not hold" not in isolation().sandbox:
+        pytest.skip(isolation().sandbox)
     part = builtin_part("math")
     assert part.sandbox
     answers: list[Any] = [r"$\frac{1}{2}$", r"$x^2+2x+1$", r"\boxed{3}", "no mathematics at all", None]

@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 demo: setup
 	$(BIN)/upslope demo
 
+# A process a core, a file of tests to each, in their order: the longest stand first.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -30,10 +30,10 @@ count = len(work["ids"]) * work["samples"]
 sampler = InProcessSampler(loaded.model, card.context, slots=count)
 number = 0
 while True:
-    sampler.load((), number)  # as after an optimizer step: what is packed must be packed anew
     wait()
     number += 1
     begun = time.perf_counter()
+    sampler.load((), number)  # as after an optimizer step: what is packed must be packed anew
     found = sampler.sample(work["ids"], work["samples"], Sampling(work["tokens"], (), 1.0),
                            [number * 1000 + i for i in range(len(work["ids"]))])
     seconds = time.perf_counter() - begun

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from upslope.run.resources import Memory, disk_free, memory, writable
+from upslope.run.resources import Memory, disk_free, keep_freed_memory, memory, writable
 
 GIB = 2**30
 
@@ -56,3 +60,38 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert writable(tmp_path / "new" / "folder") and not writable(tmp_path / "file" / "below")
+
+
+FAULTS = """
+import ctypes, resource, sys
+from upslope.run.resources import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+size = 64 * 2**20
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+def test_freed_memory_is_used_again_without_faulting_in_new_pages() -> None:
+    def second_block(how: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True,
+                              env=environment)  # fmt: skip
+        return int(done.stdout)
+
+    assert second_block("as it is") > 10 * max(second_block("keep"), 1)
+
+
+def test_an_allocator_that_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+    assert not keep_freed_memory()

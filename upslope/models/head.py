@@ -73,9 +73,7 @@ class _Chosen(torch.autograd.Function):
         grad_logprob, grad_entropy = grads
         hidden, weight, ids, support, entropy, normaliser = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=entropy.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
-        )
+        grad_weight: Tensor | None = None
         with_entropy = bool(grad_entropy.any())
         for start in range(0, len(ids), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
@@ -93,11 +91,15 @@ class _Chosen(torch.autograd.Function):
             delta = (delta / ctx.temperature).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = delta @ weight
-            if grad_weight is not None:
-                # Each chunk's product in the weights' dtype, their sum in at least float32.
-                grad_weight += delta.T @ hidden[rows]
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
+            if ctx.needs_input_grad[1]:
+                # Each chunk's product in the weights' dtype, the sum of several in at least float32.
+                product = delta.T @ hidden[rows]
+                if grad_weight is None:
+                    grad_weight = product if len(ids) <= ctx.chunk else product.to(entropy.dtype)
+                else:
+                    grad_weight += product
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
 

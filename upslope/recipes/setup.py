@@ -289,6 +289,7 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     from upslope.types import Solved
 
     run.phase(0, "loading")
+    resources.keep_freed_memory()
     seen = survey(recipe, reward, stack, run.notice, run.folder.path / "reward.log")
     facts = {
         "recipe": recipe.kind, "model": recipe.model.name, "device": str(seen.device),

@@ -1,9 +1,12 @@
-"""How much memory and disk there is, read from the system: a container's limit counts, not only the machine's."""
+"""How much memory and disk there is, read from the system: a container's limit counts, not only the machine's. And how
+the C library is to deal with it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,25 @@ def memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Memory:
     if available is not None and total is not None:
         available = max(min(available, total), 0)
     return Memory(total, available)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep what is freed for the next tensor; True where it can (glibc).
+
+    By itself glibc maps every block above 32 MB from the system and gives it back when it is freed, so a training step
+    faults in hundreds of megabytes of fresh pages that it had a moment before; that took a fifth of a step on two CPU
+    cores. Nothing is done where the environment already sets glibc's allocator (``MALLOC_MMAP_MAX_`` and its kin).
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))  # -1: never trim
 
 
 def disk_free(path: Path) -> int | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tests import tiny
 from upslope.learner.learner import Learner
 from upslope.learner.optimizer import OptimizerSettings
 from upslope.maths.weighting import token_mean
 from upslope.models import adapters
-from upslope.models.attention import PackedRows, SlotCache, SlotStep
+from upslope.models.attention import SlotCache, SlotStep
 from upslope.models.decode import DecodeStep
 from upslope.models.networks import PolicyNetwork
+from upslope.models.shared import SharedRows
 from upslope.recipes.sft import SftTargets, loss
 from upslope.rollout.sampler import InProcessSampler
 from upslope.text.collation import collate_examples
@@ -64,9 +66,12 @@ def test_every_kind_of_layer_that_is_packed_gives_the_stock_modules_logits(kind:
     rows = [[7, 3, 9, 4], [5, 6], [8, 2, 2]]
     with torch.no_grad():
         for cache in caches:
-            layout = PackedRows([len(row) for row in rows], "cpu", cache, [[0], [1], [2]])
-            ids = torch.tensor([token for row in rows for token in row])[None]
-            model.get_decoder()(input_ids=ids, position_ids=layout.position_ids, layout=layout, use_cache=False)
+            ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+            lengths = torch.tensor([len(row) for row in rows])
+            layout = SharedRows(ids, lengths, torch.arange(3), cache, [[0], [1], [2]])
+            model.get_decoder()(
+                input_ids=layout.token_ids, position_ids=layout.position_ids, layout=layout, use_cache=False
+            )
         for number in range(4):
             positions = torch.tensor([len(row) + number for row in rows])
             ids = torch.tensor([11 + number, 4, 9 - number])

@@ -245,6 +245,23 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 
 
 # ------------------------------------------------------------------------------------ the work that is done
+def test_what_all_prompts_begin_with_is_run_once() -> None:
+    model = tiny.served()
+    sampler = InProcessSampler(model, CONTEXT, slots=8)
+    widths: list[int] = []
+    hook = model.get_decoder().embed_tokens.register_forward_hook(
+        lambda module, args, out: widths.append(args[0].numel())
+    )
+    prompts = [[5, 6, 7, 8, 9, number, *range(20, 20 + number)] for number in (3, 4, 6)]
+    found = sampler.sample(prompts, 2, JOB, seeds(3))
+    hook.remove()
+    assert widths[0] == 5 + 4 + 5 + 7
+    alone = [sampler.sample([prompt], 2, JOB, [seed])[0] for prompt, seed in zip(prompts, seeds(3), strict=True)]
+    assert all(
+        [c.token_ids for c in group] == [c.token_ids for c in other] for group, other in zip(found, alone, strict=True)
+    )
+
+
 def test_a_prompt_is_run_once_for_its_group_and_finished_rows_cost_nothing() -> None:
     model = tiny.served()
     sampler = InProcessSampler(model, CONTEXT, slots=8)

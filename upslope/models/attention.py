@@ -3,7 +3,8 @@
 A model loaded with ``attn_implementation="upslope"`` calls ``attention`` in every layer with rotated queries and keys,
 and with the ``layout`` that its caller passed to ``model(...)``. The layout knows how the tokens lie:
 
-- ``PackedRows``: ragged rows packed into one sequence without padding (training, evaluation, prefill);
+- ``PackedRows``: ragged rows packed into one sequence without padding;
+- ``SharedRows`` (``models.shared``): the same with common beginnings held once (training, evaluation, prefill);
 - ``SlotStep``: one new token for each running completion, whose keys and values lie in slots (``SlotCache``).
 
 Queries, keys and values are padded only inside attention, on the right, where a causal mask hides the padding.
@@ -126,22 +127,11 @@ class SlotCache:
 
 
 class PackedRows:
-    """Rows of ``lengths`` tokens packed one after the other; token i of a row sees tokens 0..i of that row.
+    """Rows of ``lengths`` tokens packed one after the other; token i of a row sees tokens 0..i of that row."""
 
-    With ``cache``, the keys and values of row ``r`` are also written to the slots ``slots[r]``: a prompt's pass is run
-    once for its whole group.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        device: torch.device | str = "cpu",
-        cache: SlotCache | None = None,
-        slots: Sequence[Sequence[int]] = (),
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths = list(lengths)
         self.longest = max(self.lengths)
-        self.cache, self.slots = cache, slots
         self.even = all(length == self.longest for length in self.lengths)
         starts = [row * self.longest for row in range(len(self.lengths))]
         places = [torch.arange(length) + start for length, start in zip(self.lengths, starts, strict=True)]
@@ -160,12 +150,6 @@ class PackedRows:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         q, k, v = self._pad(query), self._pad(key), self._pad(value)
-        if self.cache is not None:
-            for row, (length, slots) in enumerate(zip(self.lengths, self.slots, strict=True)):
-                index = torch.as_tensor(slots, device=k.device)
-                keys, values = self.cache.keys[layer], self.cache.values[layer]
-                keys[index, :, :length] = k[row, :, :length].to(keys.dtype)
-                values[index, :, :length] = v[row, :, :length]
         seen = None
         if window is not None and window < self.longest:
             position = torch.arange(self.longest, device=q.device)

@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 
-from upslope.models.attention import PackedRows, SlotCache, SlotStep
+from upslope.models.attention import SlotCache, SlotStep
+from upslope.models.shared import SharedRows
 from upslope.models.verify import window_of
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -200,9 +202,10 @@ def _agrees(found: DecodeStep, model: Any) -> bool:
         answers = []
         for fast in (True, False):
             cache = SlotCache.allocate(config, 2, 8, model.dtype, rows[0].device)
-            layout = PackedRows([len(row) for row in rows], "cpu", cache, [[0], [1]])
+            lengths = torch.tensor([len(row) for row in rows])
+            layout = SharedRows(pad_sequence(rows, batch_first=True), lengths, torch.arange(2), cache, [[0], [1]])
             inputs = {"use_cache": False, "position_ids": layout.position_ids, "layout": layout}
-            model.get_decoder()(input_ids=torch.cat(rows)[None], **inputs)
+            model.get_decoder()(input_ids=layout.token_ids, **inputs)
             for number in range(2):
                 step = SlotStep(cache, torch.tensor([len(row) + number for row in rows]))
                 ids = torch.stack([row[number] for row in rows])

@@ -1,5 +1,5 @@
 """What rows begin with in common is run once: a prompt once for its group, the system's words once for the whole
-batch.
+batch; in training, and where a sampler reads its prompts.
 
 Causal attention makes the hidden states of a common beginning the same in every row. So the packed sequence holds a
 shallow tree: what all rows begin with (the root), then what the rows of each unit (``Batch.unit``) begin with, then
@@ -10,13 +10,14 @@ or fewer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from upslope.models.attention import attend
+from upslope.models.attention import SlotCache, attend
 
 SHORTEST_ROOT = 4
 """A common beginning of all rows is split off from so many tokens on: below that it saves less than it costs."""
@@ -75,11 +76,17 @@ class SharedRows:
     """Layout of packed rows whose common beginnings are held once.
 
     ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row,
-    position]]`` are the hidden states of the rows as if each had been run alone.
+    position]]`` are the hidden states of the rows as if each had been run alone. With ``cache``, the keys and values of
+    row r are also written to the slots ``slots[r]``.
     """
 
     def __init__(
-        self, token_ids: Int[Tensor, "rows longest"], lengths: Int[Tensor, " rows"], unit: Int[Tensor, " rows"]
+        self,
+        token_ids: Int[Tensor, "rows longest"],
+        lengths: Int[Tensor, " rows"],
+        unit: Int[Tensor, " rows"],
+        cache: SlotCache | None = None,
+        slots: Sequence[Sequence[int]] = (),
     ) -> None:
         device = token_ids.device
         everyone = torch.arange(len(lengths), device=device)
@@ -111,6 +118,10 @@ class SharedRows:
         taken, self.position_ids = torch.cat(order, 1)[0], torch.cat(order, 1)[1][None]
         self.token_ids = token_ids[taken, self.position_ids[0]][None]
         self.levels = [self._level(*stretch) for stretch in stretches if bool((stretch[2] > stretch[1]).any())]
+        self.cache = cache
+        self.slots = torch.tensor([slot for several in slots for slot in several], device=device)
+        self.owner = torch.tensor([row for row, several in enumerate(slots) for _ in several], device=device)
+        """[slots used]: the row whose keys and values a slot gets."""
 
     def _level(self, rows: Tensor, begin: Tensor, end: Tensor) -> Level:
         kept = end > begin
@@ -130,4 +141,9 @@ class SharedRows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
+        if self.cache is not None:
+            # Behind a row's end lies some token of another row, which nothing sees before it is overwritten.
+            for kept, packed in ((self.cache.keys[layer], key[0]), (self.cache.values[layer], value[0])):
+                grid = packed[:, self.source[self.owner]].transpose(0, 1).to(kept.dtype)
+                kept[self.slots, :, : grid.shape[2]] = grid
         return torch.cat([level.attend(query, key, value, scaling, window) for level in self.levels])[None]

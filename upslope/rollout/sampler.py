@@ -1,6 +1,7 @@
 """The in-process sampler: continuous batching over slot KV buffers, on the weights that are being trained.
 
-- A prompt is run once for its whole group; its keys and values go to the slots of all its completions.
+- A prompt is run once for its whole group, and what all prompts begin with once for all of them; keys and values go to
+  the slots of the completions.
 - Running completions lie in slots 0..n-1. One that ends gives its slot to the last one, and waiting prompts take the
   slots that became free: no work is done for finished rows.
 - The log-probability comes from the very pass that the token was drawn from.
@@ -17,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from upslope.models.attention import PackedRows, SlotCache, SlotStep
+from upslope.models.attention import SlotCache, SlotStep
 from upslope.models.decode import DecodeStep
+from upslope.models.shared import SharedRows
 from upslope.rollout.drawing import allowed_ids, draw, randomness, room
 from upslope.rollout.reference import holds_stop_string
 from upslope.types import Completion, Sampling
@@ -142,18 +145,19 @@ class InProcessSampler:
         return admitted
 
     def _prefill(self, groups: list[list[_Row]], cache: SlotCache, first: int, sampling: Sampling) -> None:
-        """One packed pass over the prompts, then the first token of every completion."""
+        """One pass over the prompts, their common beginning run once, then the first token of every completion."""
         slots: list[list[int]] = []
         for rows in groups:
             slots.append(list(range(first, first + len(rows))))
             first += len(rows)
         prompts = [rows[0].prompt_ids for rows in groups]
         weight = self.model.get_output_embeddings().weight
-        layout = PackedRows([len(prompt) for prompt in prompts], weight.device, cache, slots)
-        ids = torch.tensor([token for prompt in prompts for token in prompt], device=weight.device)
-        hidden = self._decoder(input_ids=ids[None], position_ids=layout.position_ids, layout=layout)[0]
-        ends = torch.tensor([len(prompt) for prompt in prompts]).cumsum(0) - 1
-        logits = hidden[ends.to(weight.device)] @ weight.T
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=weight.device)
+        ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(weight.device)
+        everyone = torch.arange(len(prompts), device=weight.device)
+        layout = SharedRows(ids, lengths, everyone, cache, slots)
+        hidden = self._decoder(input_ids=layout.token_ids, position_ids=layout.position_ids, layout=layout)[0]
+        logits = hidden[layout.source[everyone, lengths - 1]] @ weight.T
         repeats = torch.tensor([len(rows) for rows in groups], device=weight.device)
         self._append([row for rows in groups for row in rows], logits.repeat_interleave(repeats, 0), sampling)
 

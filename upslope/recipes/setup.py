@@ -17,6 +17,7 @@ from upslope.recipes.adapt import adapt, check_adapter, same_weights, weights_di
 from upslope.recipes.configs import DataSection, Recipe, RewardSection, SamplingSection, SftRecipe
 from upslope.recipes.curriculum import Curriculum
 from upslope.recipes.scoring import RewardFunction, open_panel, reward_parts, task_part
+from upslope.run.resources import keep_freed_memory
 from upslope.text import rows as reading
 from upslope.worlds.reasoning import Climb
 from upslope.worlds.rewards import Part, RewardPanel
@@ -289,7 +290,7 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     from upslope.types import Solved
 
     run.phase(0, "loading")
-    resources.keep_freed_memory()
+    keep_freed_memory()
     seen = survey(recipe, reward, stack, run.notice, run.folder.path / "reward.log")
     facts = {
         "recipe": recipe.kind, "model": recipe.model.name, "device": str(seen.device),

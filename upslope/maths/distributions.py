@@ -95,10 +95,10 @@ def sample(
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """``draw``, with the log-probability of each drawn id in nats (in the dtype of the promoted scores)."""
     scores = promoted(scores.detach())
+    if len(scores) == 0:
+        return scores.new_zeros(0, dtype=torch.long), scores.new_zeros(0)
     rows = max(1, AT_ONCE // scores.shape[-1])
     parts = [_sample(part, u) for part, u in zip(scores.split(rows), uniforms.split(rows), strict=True)]
-    if not parts:
-        return scores.new_zeros(0, dtype=torch.long), scores.new_zeros(0)
     return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 
 

@@ -37,8 +37,10 @@ def _allowed(support: Tensor | None, vocab: int) -> Tensor | None:
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, allowed: Tensor | None) -> Tensor:
     logits = hidden @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits /= temperature
+    return logits if allowed is None else logits.masked_fill_(~allowed, float("-inf"))
 
 
 class _Chosen(torch.autograd.Function):
@@ -61,7 +63,7 @@ class _Chosen(torch.autograd.Function):
             total = masses.sum(-1)
             log_total = total.log()
             logprob[rows] = logits.gather(-1, ids[rows, None])[:, 0] - log_total
-            finite = logits if allowed is None else logits.masked_fill(~allowed, 0.0)
+            finite = logits if allowed is None else logits.masked_fill_(~allowed, 0.0)
             entropy[rows] = log_total - torch.linalg.vecdot(masses, finite) / total
             normaliser[rows] = top[:, 0] + log_total
         ctx.save_for_backward(hidden, weight, ids, support, entropy, normaliser)
@@ -79,16 +81,19 @@ class _Chosen(torch.autograd.Function):
             rows = slice(start, start + ctx.chunk)
             allowed = _allowed(None if support is None else support[rows], len(weight))
             logits = _logits(hidden[rows], weight, ctx.temperature, allowed)
-            log_probs = logits - normaliser[rows, None]
-            probs = log_probs.exp()
+            # In place where it can be: two such arrays at once, and no fresh memory to fault in.
+            log_probs = logits.sub_(normaliser[rows, None])
+            delta = log_probs.exp()
             pull = grad_logprob[rows, None]
             if with_entropy:
-                finite = log_probs if allowed is None else log_probs.masked_fill(~allowed, 0.0)
-                delta = probs * -(pull + grad_entropy[rows, None] * (finite + entropy[rows, None]))
+                finite = log_probs if allowed is None else log_probs.masked_fill_(~allowed, 0.0)
+                delta *= finite.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).sub_(pull)
             else:
-                delta = probs * -pull
+                delta *= -pull
             delta.scatter_add_(1, ids[rows, None], pull)
-            delta = (delta / ctx.temperature).to(weight.dtype)
+            if ctx.temperature != 1.0:
+                delta /= ctx.temperature
+            delta = delta.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = delta @ weight
             if ctx.needs_input_grad[1]:

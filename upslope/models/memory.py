@@ -170,6 +170,8 @@ def bill(
     block = activation_bytes(shape, b, longest, adapter, cpu)
     kept = shape.layers * b * shape.hidden + block if checkpointing else shape.layers * block
     rows = min(CHUNK, tokens)
+    # The head's own gradient; of several chunks their sum, the newest product, and the rounded sum at the end.
+    sums = (b if tokens <= CHUNK else w + b) * shape.hidden
     parts = {
         "weights": b * shape.parameters,
         "adapter": 0 if adapter is None else own,
@@ -178,7 +180,7 @@ def bill(
         "reference": copy if reference else 0,
         "critic": own + gradients + optimizer if critic else 0,
         "activations": tokens * (kept + (w + 3 * b) * shape.hidden),
-        "head": rows * shape.vocab * (5 * w + b) + ((w + b) * shape.vocab * shape.hidden if adapter is None else 0),
+        "head": rows * shape.vocab * (2 * w + (b if small else 0)) + (sums * shape.vocab if adapter is None else 0),
         "packed": _packed(shape, b) if cpu else 0,
         "cache": ((w if cpu else b) + b) * slots * capacity * shape.layers * shape.kv_heads * shape.head_dim,
         "process": PROCESS,

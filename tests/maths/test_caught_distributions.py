@@ -95,3 +95,14 @@ def test_a_vocabulary_beyond_what_is_worked_on_together() -> None:
     scores[0, 1], scores[1, vocab - 1], scores[2, 700] = 0.0, 2.0, -1.0
     ids, logprobs = distributions.sample(scores, torch.tensor([0.3, 0.3, 0.3], dtype=F64))
     assert ids.tolist() == [1, vocab - 1, 700] and logprobs.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_masses_that_a_float32_sum_of_a_block_would_lose_still_count() -> None:
+    """The sum of a block of ids is in float64: 255 masses of 4e-11 beside one of 1 decide here."""
+    scores = torch.full((1, 1024), -24.0)
+    scores[0, 512:] = -INF
+    scores[0, 0] = scores[0, 256] = 0.0
+    masses = scores[0].exp().to(F64)
+    ends = masses.cumsum(0)
+    u = (ends[100] + ends[101]) / 2 / ends[-1]
+    assert distributions.draw(scores, u[None]).tolist() == [101]

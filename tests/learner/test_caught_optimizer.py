@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import tiny
+from tests.learner.support import batch, policy
 from upslope.learner.optimizer import OptimizerSettings, unrounded
+from upslope.maths.losses import nll
+from upslope.maths.weighting import token_mean
 
 
 def test_settings_that_are_not_given() -> None:
@@ -25,3 +29,21 @@ def test_the_random_points_of_masters_are_the_same_in_every_version() -> None:
     assert unrounded(torch.ones(4, dtype=torch.bfloat16), "w").tolist() == [
         float.fromhex(number) for number in ("0x1.ff9fa2p-1", "0x1.00eec6p+0", "0x1.000e0ep+0", "0x1.ff0762p-1")
     ]
+
+
+def test_a_state_is_out_of_the_graph_and_stays_as_it_was_given() -> None:
+    learner = policy(tiny.served(dtype=torch.bfloat16))
+
+    def update() -> None:
+        rows = batch()
+        learner.gradient(rows, rows, token_mean(rows.mask), lambda found, _: (nll(found.logprobs), {}))
+        learner.step()
+
+    update()
+    given = {name: tensor.clone() for name, tensor in learner.state().tensors.items()}
+    assert not any(tensor.requires_grad for tensor in learner.state().tensors.values())
+    kept = learner.state()
+    kept = type(kept)({name: tensor.clone() for name, tensor in kept.tensors.items()}, kept.values)
+    learner.restore(kept)
+    update()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in kept.tensors.items())

@@ -39,7 +39,7 @@ def test_the_held_out_loss_is_the_weighted_mean_over_the_rows_asked_for(
     logprobs = learner.evaluate(collate_examples(ROWS)).logprobs
     first, second = -logprobs[0, :3], -logprobs[1, 1]
     wanted = (first.sum() + second) / 4 if weighting == "token_mean" else (first.mean() + second) / 2
-    assert loss_of(ROWS) == {"eval_loss": pytest.approx(float(wanted), rel=1e-12)}
+    assert loss_of(ROWS) == {"eval_loss": pytest.approx(float(wanted), rel=1e-6)}  # weights are float32
     assert loss_of([]) == {}
 
 

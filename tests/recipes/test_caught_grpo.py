@@ -1,13 +1,19 @@
-"""Checks that a mutant of ``recipes/grpo.py`` showed to be missing: what the loss tells beside its gradient."""
+"""Checks that a mutant of ``recipes/grpo.py`` showed to be missing."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests import tiny
+from tests.learner.support import policy
+from tests.recipes.test_grpo import rollouts
 from upslope.recipes import grpo
-from upslope.recipes.configs import DataSection, GrpoRecipe, GrpoSection
+from upslope.recipes.configs import DataSection, GrpoRecipe, GrpoSection, SamplingSection, TrainSection
+from upslope.recipes.loop import Clock
 from upslope.types import PolicyEvaluation
 
 F64 = torch.float64
@@ -48,3 +54,50 @@ def test_the_first_update_tells_how_far_sampler_and_learner_are_apart() -> None:
     for name in ("sampler_gap/mean", "sampler_gap/max"):
         torch.testing.assert_close(metrics[name], torch.tensor([[0.1, 0.0, 0.1]], dtype=F64))
     assert not metrics["approx_kl"].any() and per_token.tolist() == [[-1.0] * 3]
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (2, 1), (1, 2)])
+def test_old_log_probabilities_are_computed_where_there_are_several_updates(epochs: int, minibatches: int) -> None:
+    """With one update the sampler's stand for them, and the loss takes its own: no pass of the network."""
+    recipe = GrpoRecipe(
+        data=DataSection(task="arithmetic"), grpo=GrpoSection(group=2),
+        train=TrainSection(epochs=epochs, minibatches=minibatches),
+    )  # fmt: skip
+    learner, clock = policy(tiny.served()), Clock()
+    passes = []
+    evaluate = learner.evaluate
+    learner.evaluate = lambda batch: passes.append(len(batch)) or evaluate(batch)  # type: ignore[method-assign]
+    batch, targets = grpo.learn_from(recipe, rollouts([1.0, 0.0], [True, True], 2), learner, None, clock)
+    assert targets.sampler_logprobs[0].tolist() == [0.0, -1.0, -2.0]
+    assert targets.old_logprobs.dtype == targets.advantages.dtype == torch.float32
+    if epochs * minibatches == 1:
+        assert passes == [] and torch.equal(targets.old_logprobs, targets.sampler_logprobs)
+    else:
+        assert passes == [2] and torch.equal(targets.old_logprobs, evaluate(batch).logprobs)
+        assert not torch.equal(targets.old_logprobs, targets.sampler_logprobs)
+    assert "time/reference" in clock.timings()
+
+
+@pytest.mark.parametrize(
+    ("weighting", "wanted"),
+    [
+        ("token_mean", [[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]),
+        ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6], [0.5, 0.0, 0.0]]),
+        ("constant_length", [[1 / 20, 1 / 20, 1 / 20], [1 / 20, 0.0, 0.0]]),
+    ],
+)
+def test_weights_of_two_completions_by_hand(weighting: Any, wanted: list[list[float]]) -> None:
+    recipe = GrpoRecipe(
+        data=DataSection(task="arithmetic"), grpo=GrpoSection(weighting=weighting),
+        sampling=SamplingSection(max_new_tokens=10),
+    )  # fmt: skip
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    torch.testing.assert_close(grpo.weigh(recipe, mask), torch.tensor(wanted))
+
+
+def test_a_minibatch_that_teaches_nothing_takes_no_step() -> None:
+    recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=GrpoSection(group=2))
+    learner = policy(tiny.served())
+    batch, targets = grpo.learn_from(recipe, rollouts([1.0, 1.0], [True, True], 2), learner, None, Clock())
+    assert grpo.update(recipe, learner, batch, targets, [0, 1], first=True) == {"loss": 0.0, "grad_norm": 0.0}
+    assert learner.version == 0

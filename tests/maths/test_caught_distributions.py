@@ -100,9 +100,16 @@ def test_a_vocabulary_beyond_what_is_worked_on_together() -> None:
 def test_masses_that_a_float32_sum_of_a_block_would_lose_still_count() -> None:
     """The sum of a block of ids is in float64: 255 masses of 4e-11 beside one of 1 decide here."""
     scores = torch.full((1, 1024), -24.0)
-    scores[0, 512:] = -INF
+    scores[0, 257:] = -INF  # only the first block has small masses: nothing makes up for losing them
     scores[0, 0] = scores[0, 256] = 0.0
     masses = scores[0].exp().to(F64)
     ends = masses.cumsum(0)
     u = (ends[100] + ends[101]) / 2 / ends[-1]
     assert distributions.draw(scores, u[None]).tolist() == [101]
+
+
+def test_the_only_id_with_mass_is_drawn_at_u_1() -> None:
+    for vocab in (3, 1000):
+        scores = torch.full((1, vocab), -INF, dtype=F64)
+        scores[0, 1] = 0.0
+        assert distributions.draw(scores, torch.ones(1, dtype=F64)).tolist() == [1]

@@ -36,6 +36,8 @@ def expand(draft: Draft, schema: type[BaseModel]) -> None:
 def put(draft: Draft, schema: type[BaseModel], key: str, value: Any, place: str) -> None:
     """Sets a dotted key. A mapping for a section sets its keys one by one, other values replace what was there."""
     if isinstance(value, str) and key in SHORTHANDS and f"{key}.{SHORTHANDS[key]}" in keys(schema):
+        if isinstance(draft.data.get(key), list):
+            draft.data[key] = {}  # one function in place of several
         key = f"{key}.{SHORTHANDS[key]}"
     if isinstance(value, Mapping) and is_section(schema, key):
         for name, item in value.items():

@@ -86,6 +86,36 @@ def test_all_errors_of_a_recipe_come_at_once(tmp_path: Path) -> None:
     }
 
 
+# --------------------------------------------------------------------------------------------------------------- check
+def test_check_finds_what_the_command_finds(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"model": str(bench.model), "data": bench.rows, "max_new_tokens": 6, "group": 2,
+                                "dtype": "float32", "device": "cpu", "prompts": 2, "steps": 3, "eval_prompts": 0,
+                                "out": str(tmp_path / "out")}  # fmt: skip
+    found = upslope.check("grpo", reward=letters, **settings)
+    assert "letters" in capsys.readouterr().out and found.kind == "grpo" and found.step.completions == 4
+    assert found.reward is not None and not (tmp_path / "out").exists()
+    file = tmp_path / "grpo.yaml"
+    file.write_text(
+        f"model: {{name: {bench.model}, dtype: float32}}\ndevice: cpu\ndata: {bench.rows}\n"
+        f"reward: {{builtin: exact}}\nout: {tmp_path / 'out'}\ntrain: {{prompts: 2, eval_prompts: 0}}\n"
+    )
+    again = upslope.check(file, "grpo.group=2", "train.steps=3", "sampling.max_new_tokens=6", show=False)
+    assert capsys.readouterr().out == ""
+    assert (again.step, again.rows, again.model) == (found.step, found.rows, found.model)
+    assert upslope.check(str(file), kind="grpo", show=False).kind == "grpo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "said"),
+    [(("grpo",), {"data": "nowhere.jsonl", "reward": "r.py:f", "lr": -1}, "optim.lr"), (("grpo", "lr=1"), {"data": {
+        "task": "arithmetic"}}, "overrides are for a recipe's file"), (("nowhere.yaml",), {}, "no such file"),
+     (("recipe.yaml",), {"steps": 4}, "steps is not understood"), (("recipe.yaml",), {"kind": "q"}, "kind 'q'")],
+)  # fmt: skip
+def test_check_says_what_is_wrong(arguments: tuple[str, ...], keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises((InputError, InputErrors), match=said):
+        upslope.check(*arguments, **keywords)
+
+
 # ---------------------------------------------------------------------------------------------------------- evaluation
 def test_evaluate_scores_the_rows_that_a_training_run_kept(bench: Bench) -> None:
     function = bench.root / "letters.py"

@@ -1,4 +1,4 @@
-"""The command line: commands, exit codes, signals, and messages whose fix works."""
+"""The command line: commands, exit codes, signals. What is said of bad inputs is in ``tests/inputs``."""
 
 from __future__ import annotations
 
@@ -11,164 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests import tiny
+from tests.inputs.desk import Desk, desk, models, suggested
 from tests.recipes.support import one_thread
-from upslope import cli
 
-__all__ = ["one_thread"]
-REWARD = "def score(prompts, completions, **columns):\n    return [len(set(str(text))) / 9 for text in completions]\n"
-
-
-class Desk:
-    """A folder with rows, a reward, models and a recipe, as a user has one; ``upslope`` runs the command line in it."""
-
-    def __init__(self, folder: Path, models: Path, capsys: Any, patch: pytest.MonkeyPatch) -> None:
-        self.folder, self.capsys, self.patch = folder, capsys, patch
-        self.recipe: dict[str, Any] = {
-            "model": {"name": str(models / "chat"), "dtype": "float32"}, "device": "cpu",
-            "data": {"path": "rows.jsonl"},
-            "reward": "rewards.py:score", "sampling": {"max_new_tokens": 4}, "out": "out",
-            "train": {"steps": 1, "prompts": 2, "eval_prompts": 0}, "grpo": {"group": 2},
-        }  # fmt: skip
-        self.models = models
-        self.rows([{"prompt": f"say {n}", "answer": str(n)} for n in range(8)])
-        (folder / "rewards.py").write_text(REWARD)
-        patch.chdir(folder)
-
-    def rows(self, rows: list[Any], name: str = "rows.jsonl") -> None:
-        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def upslope(self, *arguments: str) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr) of the command, in this process."""
-        self.patch.setattr(sys, "argv", ["upslope", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = self.capsys.readouterr()
-        return code, out, err
-
-    def train(self, *arguments: str) -> tuple[int, str, str]:
-        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe))
-        return self.upslope("grpo", "recipe.yaml", *arguments)
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    tiny.directory(root / "chat")
-    tiny.directory(root / "plain", chat=False)
-    return root
-
-
-@pytest.fixture
-def desk(tmp_path: Path, models: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv("COLUMNS", "500")
-    return Desk(tmp_path, models, capsys, monkeypatch)
-
-
-# ---------------------------------------------------------------------------------------------------------- bad inputs
-Fix = Callable[[Desk, str], list[str]]
-"""Applies what the message says; returns further arguments for the command."""
-
-
-def suggested(pattern: str, message: str) -> str:
-    found = re.search(pattern, message)
-    assert found, f"no fix of the form {pattern} in: {message}"
-    return found.group(1)
-
-
-def unknown_key(desk: Desk) -> Fix:
-    desk.recipe["grpo"]["bassline"] = "mean"
-    return lambda desk, said: (
-        desk.recipe["grpo"].update({suggested(r"Fix: write grpo\.(\w+)", said): desk.recipe["grpo"].pop("bassline")}),
-        [],
-    )[1]
-
-
-def negative_rate(desk: Desk) -> Fix:
-    desk.recipe["optim"] = {"lr": -1e-5}
-    return lambda desk, said: [f"optim.lr={float(suggested(r'(?:above|greater than|>) ?(0)', said)) + 1e-5}"]
-
-
-def missing_column(desk: Desk) -> Fix:
-    desk.rows([{"question": f"say {n}"} for n in range(8)])
-    return lambda desk, said: [suggested(r"map it: (data\.columns\.prompt: question)", said).replace(": ", "=")]
-
-
-def missing_file(desk: Desk) -> Fix:
-    desk.recipe["data"]["path"] = "row.jsonl"
-    return lambda desk, said: [f"data.path={suggested(r'did you mean ([^ ?]*rows.jsonl)', said)}"]
-
-
-def empty_data(desk: Desk) -> Fix:
-    desk.rows([])
-    return lambda desk, said: (
-        suggested(r"(give a source with rows)", said),
-        desk.rows([{"prompt": f"say {n}"} for n in range(8)]),
-        [],
-    )[2]
-
-
-def no_chat_template(desk: Desk) -> Fix:
-    desk.rows([{"prompt": [{"role": "user", "content": f"say {n}"}]} for n in range(8)])
-    desk.recipe["model"]["name"] = str(desk.models / "plain")
-    return lambda desk, said: [suggested(r"set (model\.chat_template: chatml)", said).replace(": ", "=")]
-
-
-def group_of_one(desk: Desk) -> Fix:
-    desk.recipe["grpo"]["group"] = 1
-    return lambda desk, said: [f"grpo.group={suggested(r'at least (2)', said)}"]
-
-
-def prompt_beyond_context(desk: Desk) -> Fix:
-    desk.rows([{"prompt": f"say {n}" + "!" * (200 * (n in (2, 3, 4)))} for n in range(8)])
-    return lambda desk, said: [suggested(r"set (data\.too_long: drop)", said).replace(": ", "=")]
-
-
-def reward_raises(desk: Desk) -> Fix:
-    (desk.folder / "rewards.py").write_text(REWARD.replace("len(set(str(text))) / 9", "1 / 0"))
-
-    def mend(desk: Desk, said: str) -> list[str]:
-        line = int(suggested(r"at rewards\.py:(\d+)", said)) - 1
-        text = (desk.folder / "rewards.py").read_text().splitlines()
-        assert "1 / 0" in text[line] and "ZeroDivisionError" in said
-        (desk.folder / "rewards.py").write_text(REWARD)
-        return []
-
-    return mend
-
-
-def folder_in_use(desk: Desk) -> Fix:
-    assert desk.train()[0] == 0
-    return lambda desk, said: [suggested(r"(--overwrite)", said)]
-
-
-BAD = [unknown_key, negative_rate, missing_column, missing_file, empty_data, no_chat_template, group_of_one,
-       prompt_beyond_context, reward_raises, folder_in_use]  # fmt: skip
-NAMES = ["grpo.bassline", "optim.lr", "rows.jsonl", "row.jsonl", "rows.jsonl", "model.chat_template", "grpo.group",
-         "data.path", "rewards.py", "out"]  # fmt: skip
-
-
-@pytest.mark.parametrize(("spoil", "where"), zip(BAD, NAMES, strict=True), ids=[spoil.__name__ for spoil in BAD])
-def test_a_bad_input_is_named_and_its_fix_works(desk: Desk, spoil: Callable[[Desk], Fix], where: str) -> None:
-    mend = spoil(desk)
-    code, _, said = desk.train()
-    assert code == 2
-    assert where in said and "Fix: " in said and re.search(r"^error: ", said.replace("\r", "\n"), re.MULTILINE)
-    assert "Traceback" not in said and str(tiny.__file__) not in said
-    extra = mend(desk, said)
-    code, _, said = desk.train(*extra)
-    if code == 2 and "--overwrite" in said:  # the failed attempt left its folder; the message says what to do
-        code, _, said = desk.train(*extra, "--overwrite")
-    assert code == 0, said
-    assert (desk.folder / "out" / "model" / "model.safetensors").is_file()
+__all__ = ["Desk", "desk", "models", "one_thread"]
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -248,6 +98,34 @@ def test_eval_scores_and_shows_answers(desk: Desk) -> None:
     code, out, err = desk.upslope("eval", str(desk.models / "chat"), *arguments, "--show", "2")
     assert code == 0, err
     assert "greedy" in out and "sampled" in out and "say " in out
+
+
+@pytest.mark.parametrize(
+    ("rewards", "wanted"),
+    [(["{builtin: length, target: 4}"], lambda size, kinds: size),
+     (["[rewards.py:score, {builtin: length, target: 4, weight: 0.5}]"], lambda size, kinds: kinds + 0.5 * size),
+     (["rewards.py:score", "{builtin: length, target: 4, weight: 2}"], lambda size, kinds: kinds + 2 * size)],
+    ids=["built in", "a list", "given twice"],
+)  # fmt: skip
+def test_eval_takes_what_a_recipes_reward_takes(desk: Desk, rewards: list[str], wanted: Callable[..., float]) -> None:
+    place, more = str(desk.models / "chat"), ["--data", "rows.jsonl", "--split", "all", "--max-new-tokens", "5"]
+    given = [part for text in rewards for part in ("--reward", text)]
+    code, out, err = desk.upslope("eval", place, *more, *given, "--device", "cpu", "--show", "8")
+    assert code == 0, err
+    shown = [float(number) for number in re.findall(r"^ *(-?[\d.]+)  say", out, re.MULTILINE)]
+    from upslope import evaluate
+
+    found = evaluate(place, data="rows.jsonl", reward="rewards.py:score", split="all", max_new_tokens=5, device="cpu")
+    sizes = evaluate(place, data="rows.jsonl", reward={"builtin": "length", "target": 4}, split="all",
+                     max_new_tokens=5, device="cpu")  # fmt: skip
+    both = zip(sizes.greedy.rewards, found.greedy.rewards, strict=True)
+    assert len(shown) == 8 and shown == pytest.approx([wanted(size, kinds) for size, kinds in both], abs=0.006)
+
+
+@pytest.mark.parametrize("text", ["{builtin: numerical}", "[rewards.py:score", "{}", "5", "rewards.py:scroe"])
+def test_eval_says_what_is_wrong_with_a_reward(desk: Desk, text: str) -> None:
+    code, _, err = desk.upslope("eval", str(desk.models / "chat"), "--data", "rows.jsonl", "--reward", text)
+    assert code == 2 and "reward" in err and "Fix: " in err and "Traceback" not in err
 
 
 def test_chat_answers_lines_until_an_empty_one(desk: Desk) -> None:

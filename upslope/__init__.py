@@ -12,7 +12,24 @@ does.
 """
 
 import upslope.worlds.grid_env as _grid_env  # noqa: F401  (registers upslope/Grid-v0)
-from upslope.api import FinishedRun, draw, evaluate, grid, gridworld, grpo, merge, ppo, sft, solve
+from upslope.api import (
+    FinishedRun,
+    check,
+    dpo,
+    draw,
+    evaluate,
+    grid,
+    gridworld,
+    grpo,
+    merge,
+    ppo,
+    reward_model,
+    sft,
+    solve,
+)
 
 __version__ = "0.1.0"
-__all__ = ["FinishedRun", "draw", "evaluate", "grid", "gridworld", "grpo", "merge", "ppo", "sft", "solve"]
+__all__ = [
+    "FinishedRun", "check", "dpo", "draw", "evaluate", "grid", "gridworld", "grpo", "merge", "ppo", "reward_model",
+    "sft", "solve",
+]  # fmt: skip

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.console import Console
+
 from upslope.errors import InputError
 from upslope.recipes.configs import RECIPES, Recipe
+from upslope.recipes.conversations import name_tools
 from upslope.recipes.scoring import RewardFunction, name_functions
 from upslope.recipes.setup import precheck
-from upslope.run.recipe import Loaded, build
+from upslope.run.recipe import Loaded, build, load
 
 if TYPE_CHECKING:
+    from upslope.checkup.facts import Checkup
     from upslope.recipes.evaluation import Evaluation
     from upslope.run.session import Listener
     from upslope.types import GridTraining
@@ -78,6 +83,18 @@ def grpo(**keywords: Any) -> FinishedRun:
     return _from_keywords("grpo", keywords)
 
 
+def reward_model(**keywords: Any) -> FinishedRun:
+    """A reward model from preferences: ``reward_model(model=..., data="pairs.jsonl", steps=100)``, rows with ``chosen``
+    and ``rejected``. Its ``.model`` is a sequence classifier with one label, for ``reward={"model": run.model}`` of
+    ``ppo`` and ``grpo``. See ``sft`` for the rest."""
+    return _from_keywords("reward", keywords)
+
+
+def dpo(**keywords: Any) -> FinishedRun:
+    """DPO on preferences: ``dpo(model=..., data="pairs.jsonl", beta=0.1, steps=100)``. See ``sft`` for the rest."""
+    return _from_keywords("dpo", keywords)
+
+
 def evaluate(model: str, **keywords: Any) -> Evaluation:
     """Score a model on held-out prompts: ``evaluate("runs/x/model", task="arithmetic")``, or ``data=`` and ``reward=``.
 
@@ -96,6 +113,44 @@ def merge(adapter: str | Path, out: str | Path, dtype: str = "auto") -> Path:
     from upslope.models.merging import merge as write
 
     return write(str(adapter), Path(out), dtype)
+
+
+def check(recipe: str | Path, *overrides: str, show: bool = True, **keywords: Any) -> Checkup:
+    """What `upslope check` finds out about a recipe, before anything is trained.
+
+    Either a recipe's file with overrides, ``check("recipe.yaml", "train.steps=5")``, or a kind with the keywords of its
+    function, ``check("grpo", model=..., data="rows.jsonl", reward=function)``. Prints what the command prints unless
+    ``show`` is false; ``.findings`` is what looks wrong. Raises what the run would raise, in its words.
+    """
+    from upslope.checkup.gather import check as gather
+    from upslope.checkup.kinds import kind_of
+    from upslope.checkup.show import show as display
+    from upslope.models.quiet import quiet
+
+    function: RewardFunction | None = None
+    if str(recipe) in RECIPES:
+        kind = str(recipe)
+        keywords, function = _with_reward(keywords)
+        loaded = build(keywords, RECIPES[kind], called(kind))
+        if overrides:
+            raise InputError("upslope.check()", "overrides are for a recipe's file", "give keywords")
+    else:
+        kind = keywords.pop("kind", None)
+        if keywords or kind not in (None, *RECIPES):
+            odd = next(iter(keywords), f"kind {kind!r}")
+            fix = f"give overrides such as 'train.steps=5', and kind as one of {', '.join(RECIPES)}"
+            raise InputError("upslope.check()", f"{odd} is not understood beside a recipe's file", fix)
+        kind = kind or kind_of(Path(recipe), overrides)
+        loaded = load(recipe, RECIPES[kind], overrides)
+    with quiet():
+        found = gather(loaded, function)
+    if show:
+        # a cell of a notebook takes plain text; rich would send it escape sequences and an empty page
+        terminal = sys.stdout.isatty()
+        display(
+            found, Console(force_terminal=terminal, force_jupyter=False, emoji=False, highlight=False, markup=False)
+        )
+    return found
 
 
 def gridworld(map: str | Path | None = None, **options: Any) -> Gridworld:
@@ -152,14 +207,33 @@ def _from_keywords(kind: str, keywords: dict[str, Any]) -> FinishedRun:
     mode = "overwrite" if keywords.pop("overwrite", False) else mode
     allow = keywords.pop("allow_change", ())
     listeners = keywords.pop("listeners", None)
-    weights = keywords.pop("reward_weights", None)
-    function: RewardFunction | None = None
-    if weights is not None or keywords.get("reward") is not None:
-        keywords["reward"], function = name_functions(keywords.get("reward"), weights)
-    loaded = build(keywords, RECIPES[kind], f"upslope.{kind}()")
+    keywords, function = _with_reward(keywords)
+    loaded = build(keywords, RECIPES[kind], called(kind))
     return execute(
         loaded, mode, listeners, function, allow, path=None if loaded.recipe.out else _next_folder(kind, mode)
     )
+
+
+def called(kind: str) -> str:
+    """The Python function of a kind of recipe, for messages: ``upslope.grpo()``."""
+    return f"upslope.{'reward_model' if kind == 'reward' else kind}()"
+
+
+def _with_reward(keywords: dict[str, Any]) -> tuple[dict[str, Any], RewardFunction | None]:
+    """The keywords with Python functions in ``reward`` and ``tools`` named, as a recipe wants them, and the
+    functions."""
+    keywords = dict(keywords)
+    weights = keywords.pop("reward_weights", None)
+    tools: dict[str, Callable[..., Any]] = {}
+    if keywords.get("tools") is not None:
+        keywords["tools"], tools = name_tools(keywords["tools"])
+    elif isinstance(keywords.get("episode"), Mapping) and keywords["episode"].get("tools") is not None:
+        named, tools = name_tools(keywords["episode"]["tools"])
+        keywords["episode"] = {**keywords["episode"], "tools": named}
+    if weights is None and keywords.get("reward") is None:
+        return keywords, tools or None
+    keywords["reward"], functions = name_functions(keywords.get("reward"), weights)
+    return keywords, {**functions, **tools}
 
 
 def execute(
@@ -170,18 +244,20 @@ def execute(
     imported.
 
     ``path`` defaults to the recipe's ``out``, else ``runs/`` and the recipe's name. ``listeners`` hear the progress;
-    default: a view on the terminal.
+    default: a view on the terminal, or in the cell of a notebook.
     """
     recipe: Recipe = loaded.recipe
     precheck(recipe, reward)
     from upslope.run.folder import RunFolder
     from upslope.run.session import Run
     from upslope.run.trackers import trackers
+    from upslope.views.notebook import NotebookView, in_notebook
     from upslope.views.report import write_report
     from upslope.views.terminal import TerminalView
 
     path = path or Path(recipe.out or Path("runs") / loaded.name)
-    hear = [*([TerminalView()] if listeners is None else listeners), *trackers(recipe.report_to)]
+    view = NotebookView if in_notebook() else TerminalView
+    hear = [*([view()] if listeners is None else listeners), *trackers(recipe.report_to)]
     rung = importlib.import_module(f"upslope.recipes.{recipe.kind}")
     folder = RunFolder.open(path, loaded.text, {"recipe": recipe.kind}, mode, allow_change)
     with Run(folder, save_every=recipe.train.save_every, listeners=hear) as run:
@@ -197,7 +273,5 @@ def _next_folder(kind: str, mode: Mode) -> Path:
     names = [found.name.rpartition("-")[2] for found in Path("runs").glob(f"{kind}-*")]
     last = max((int(name) for name in names if name.isdecimal()), default=0)
     if mode == "resume":
-        raise InputError(
-            f"upslope.{kind}()", "resume=True needs the run's folder", f"give out='runs/{kind}-{last or 1}'"
-        )
+        raise InputError(called(kind), "resume=True needs the run's folder", f"give out='runs/{kind}-{last or 1}'")
     return Path("runs") / f"{kind}-{last + 1}"

@@ -4,6 +4,7 @@ trained."""
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from upslope.errors import InputError
 from upslope.models import loading
@@ -20,20 +21,25 @@ def converse(
     model: str, system_prompt: str | None, temperature: float, top_p: float, max_new_tokens: int, device: str, seed: int
 ) -> None:
     """Read a line, answer it, until an empty line or the end of input."""
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     place = loading.choose_device(device)
-    card = loading.read_card(model, notice=lambda text: console.print(text, markup=False))
+    card = loading.read_card(model, notice=lambda text: console.print(Text(clean(text, 2000))))
     renderer = Renderer(card.tokenizer, card.stop_ids, system_prompt=system_prompt)
     loaded = loading.load(card, place, loading.choose_dtype("auto", place))
     sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text)
     sampling = Sampling(max_new_tokens, renderer.stop_ids, temperature, top_p=top_p)
-    console.print(f"{card.name} on {place}, {loaded.dtype}. An empty line ends.", markup=False, style="dim")
+    head = f"{clean(card.name, 200)} on {place}, {loaded.dtype}. An empty line ends."
+    console.print(Text(head, style="dim"))
     messages: list[Message] = []
     while True:
         try:
             text = console.input("[bold]you[/bold]  ").strip()
         except EOFError:
             return
+        except UnicodeDecodeError:
+            console.print(Text("that line is not UTF-8 text", style="yellow"))
+            continue
+        text = text.encode(errors="replace").decode()  # half a character, which a terminal may hand on
         if not text:
             return
         messages.append({"role": "user", "content": text})
@@ -44,5 +50,5 @@ def converse(
             )
         found = sampler.sample([ids], 1, sampling, [derive(seed, "chat", len(messages))])[0][0]
         answer = renderer.text(found.token_ids)
-        console.print(clean(answer, LONGEST, keep_breaks=True), markup=False, style="cyan")
+        console.print(Text(clean(answer, LONGEST, keep_breaks=True), style="cyan"))
         messages.append({"role": "assistant", "content": answer})

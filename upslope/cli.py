@@ -5,6 +5,8 @@ Exit codes: 0 done, 2 your input, 3 the environment, 1 our bug, 130 and 143 stop
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -14,16 +16,20 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from upslope import api, cli_tools
 from upslope.errors import InputError, UpslopeError
 from upslope.recipes.configs import RECIPES
 from upslope.run.recipe import load
+from upslope.run.recipe_yaml import parse_value
+from upslope.views.safe_text import clean
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Reinforcement-learning post-training that you can check: from a gridworld to SFT, PPO and GRPO.",
 )  # fmt: skip
+LONGEST_LINE = 20_000
 EXTRA = {"ignore_unknown_options": True}  # --train.steps 50 is an override, too
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. recipes/grpo-arithmetic.yaml")]
 Overrides = Annotated[
@@ -46,14 +52,15 @@ def _train(
     loaded = load(recipe, RECIPES[kind], overrides or ())
     mode: api.Mode = "resume" if resume else "overwrite" if overwrite else "new"
     done = api.execute(loaded, mode, allow_change=allow or ())
-    console = Console(highlight=False)
-    console.print(f"model   {done.model}", markup=False, soft_wrap=True)
-    console.print(f"report  {done.report}", markup=False, soft_wrap=True)
+    _say(f"model   {done.model}")
+    _say(f"report  {done.report}")
 
 
 TRAININGS = {
     "sft": "Supervised fine-tuning. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50.",
     "ppo": "PPO with a critic. Further arguments override recipe keys: ppo.kl_coef=0.05 model.name=runs/sft/model.",
+    "reward": "A reward model from preferences. Further arguments override recipe keys: optim.lr=1e-5 train.steps=50.",
+    "dpo": "DPO: preferences without a reward model. Further arguments override recipe keys: dpo.beta=0.05.",
     "grpo": "GRPO. Further arguments override recipe keys: grpo.group=16 model.name=runs/sft/model.",
 }
 """A command each; its help text."""
@@ -81,7 +88,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
     task: Annotated[Optional[str], typer.Option(help="A built-in task, e.g. arithmetic.")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="Your rows.")] = None,  # noqa: UP045
-    reward: Annotated[Optional[str], typer.Option(help="path/to/file.py:function")] = None,  # noqa: UP045
+    reward: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="file.py:function or '{builtin: numeric}', as in a recipe; given several times: their sum."),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
@@ -98,10 +108,16 @@ def evaluate(
             "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
         )
     found = api.evaluate(
-        model, task=task, data=data, reward=reward, prompts=prompts, max_new_tokens=max_new_tokens, split=split,
-        system_prompt=system_prompt, seed=seed, device=device,
+        model, task=task, data=data, reward=_reward(reward), prompts=prompts,
+        max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
     )  # fmt: skip
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
+
+
+def _reward(given: list[str] | None) -> Any:
+    """The options as a recipe's ``reward``: each is read as YAML, and several are a list."""
+    values = [parse_value(text, "--reward") for text in given or ()]
+    return values[0] if len(values) == 1 else values or None
 
 
 @app.command()
@@ -127,7 +143,7 @@ def merge(
     dtype: Annotated[str, typer.Option(help="Type of the written weights: auto (as the base), float32 ...")] = "auto",
 ) -> None:
     """Merge a LoRA adapter into its base model: a plain model directory that needs no peft."""
-    Console(highlight=False).print(str(api.merge(adapter, out, dtype)), markup=False, soft_wrap=True)
+    _say(str(api.merge(adapter, out, dtype)))
 
 
 @app.command()
@@ -135,7 +151,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html of a run: one self-contained page."""
     from upslope.views.report import write_report
 
-    Console(highlight=False).print(str(write_report(run)), markup=False, soft_wrap=True)
+    _say(str(write_report(run)))
 
 
 @app.command()
@@ -207,14 +223,13 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    errors = Console(stderr=True, highlight=False)
     try:
         app(standalone_mode=False)
     except UpslopeError as error:
         if debug:
             traceback.print_exception(error)
-        for line in str(error).splitlines():
-            errors.print(line if error.exit_code >= 128 else f"error: {line}", markup=False, soft_wrap=True)
+        for one in getattr(error, "errors", (error,)):
+            _complain(str(one) if error.exit_code >= 128 else f"error: {one}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -222,26 +237,50 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            errors.print(error.format_message(), markup=False, soft_wrap=True)  # type: ignore[attr-defined]
+            _complain(error.format_message())  # type: ignore[attr-defined]
             sys.exit(2)
         if hasattr(error, "format_message"):  # a wrong option or command
-            errors.print(
-                f"error: command line: {error.format_message()} Fix: see `upslope --help`.",
-                markup=False,
-                soft_wrap=True,
-            )
+            _complain(f"error: command line: {error.format_message()} Fix: see `upslope --help`.")
             sys.exit(2)
         if debug:
             traceback.print_exception(error)
-            sys.exit(1)
-        errors.print(_bug(error), markup=False, soft_wrap=True)
+        ran_out = _ran_out(error)
+        if ran_out is not None:
+            _complain(f"error: {ran_out}")
+            sys.exit(3)
+        if not debug:
+            _complain(_bug(error))
         sys.exit(1)
+
+
+def _say(text: str, stderr: bool = False) -> None:
+    """Lines of plain text: what comes from files and models cannot act on the terminal, and ``:100:`` is no emoji."""
+    console = Console(stderr=stderr, highlight=False)
+    for line in text.split("\n"):
+        console.print(Text(clean(line, LONGEST_LINE)), soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        _say(text, stderr=True)
+
+
+def _ran_out(error: Exception) -> str | None:
+    """What to say where the machine's memory or disk ran out; None of any other error."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text  # torch's, of GPU and CPU
+    if isinstance(error, MemoryError) or no_memory:
+        fix = "lower train.micro_batch_tokens, set model.gradient_checkpointing: true, or train an adapter (lora.rank)"
+        return f"memory: it ran out ({text}). Fix: {fix}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return f"{error.filename or 'disk'}: {error.strerror}. Fix: free some space, or give another folder by out."
+    return None
 
 
 def _bug(error: Any) -> str:
     """Keep the traceback in a file: it is our fault, and a report needs it."""
     handle, name = tempfile.mkstemp(prefix="upslope-bug-", suffix=".txt")
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write("".join(traceback.format_exception(error)))
     what = f"this is a bug in upslope: {type(error).__name__}: {error}"
     return f"error: {what}. Fix: report it with {name}, or see it with --debug."

@@ -154,7 +154,7 @@ def _console() -> Console:
     """Standard output. What goes into a pipe or a file has no escape sequences, and lines of at least 160 cells."""
     terminal = sys.stdout.isatty()
     wide = None if terminal or os.environ.get("COLUMNS") else 160
-    return Console(force_terminal=terminal, width=wide, markup=False, highlight=False)
+    return Console(force_terminal=terminal, width=wide, markup=False, emoji=False, highlight=False)
 
 
 def _known(kind: str | None) -> str | None:

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def _message(where: str, problem: str, fix: str) -> str:
+    return f"{where}: {problem}. Fix: {fix}" + ("" if fix.endswith("?") else ".")
+
+
 class UpslopeError(Exception):
     """Base of every error that upslope raises on purpose."""
 
@@ -23,7 +27,7 @@ class InputError(UpslopeError):
 
     def __init__(self, where: str, problem: str, fix: str) -> None:
         self.where, self.problem, self.fix = where, problem.rstrip("."), fix.rstrip(".")
-        super().__init__(f"{where}: {self.problem}. Fix: {self.fix}.")
+        super().__init__(_message(where, self.problem, self.fix))
 
 
 class InputErrors(UpslopeError):
@@ -43,7 +47,7 @@ class MachineError(UpslopeError):
 
     def __init__(self, where: str, problem: str, fix: str) -> None:
         self.where, self.problem, self.fix = where, problem.rstrip("."), fix.rstrip(".")
-        super().__init__(f"{where}: {self.problem}. Fix: {self.fix}.")
+        super().__init__(_message(where, self.problem, self.fix))
 
 
 class RewardError(InputError):

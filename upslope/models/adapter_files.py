@@ -8,6 +8,7 @@ weights: an adapter on top of other weights would be silently wrong.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import dataclass, fields
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from upslope.errors import InputError
 from upslope.models import bundled, tiny
-from upslope.models.weights import files_of, stored_tensors
+from upslope.models.weights import METADATA, files_of, read_header, stored_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FINGERPRINT = "upslope_base_sha256"
@@ -151,15 +152,14 @@ def fingerprint(directory: Path) -> str | None:
     parts: list[bytes] = []
     for file in files_of(directory):
         with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length))
+            entries, first = read_header(stream, file.stat().st_size)
             for name, entry in entries.items():
-                if name == "__metadata__":
+                if name == METADATA:
                     continue
                 begin, end = entry["data_offsets"]
                 seen = []
                 for place in (begin, (begin + end) // 2, max(begin, end - 64)):
-                    stream.seek(8 + length + place)
+                    stream.seek(first + place)
                     seen.append(stream.read(min(64, end - place)))
                 parts.append(repr((name, entry["dtype"], entry["shape"])).encode() + b"".join(seen))
     return hashlib.sha256(b"\0".join(sorted(parts))).hexdigest() if parts else None
@@ -195,9 +195,8 @@ def write(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor], s
 
 def _ordered(data: bytes) -> bytes:
     """The same safetensors file with its metadata sorted: the library writes several notes in an order of chance."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    entries = json.loads(data[8:end])
-    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    entries, end = read_header(io.BytesIO(data), len(data))
+    entries[METADATA] = dict(sorted(entries[METADATA].items()))
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[end:]

@@ -101,7 +101,9 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
         raise InputError("model.dtype", f"{wanted!r} is unknown", f"use auto, {', '.join(DTYPES)}")
     if wanted != "auto":
         if device.type == "cuda" and wanted == "bfloat16" and not torch.cuda.is_bf16_supported():
-            raise MachineError("model.dtype", f"bfloat16 is not supported on {device}", "set model.dtype: float32")
+            version = "".join(map(str, torch.cuda.get_device_capability(device)))
+            problem = f"bfloat16 is not supported on {device} (sm_{version})"
+            raise MachineError("model.dtype", problem, "set model.dtype: float32, which takes twice the memory")
         if device.type == "mps" and wanted == "float64":
             raise MachineError("model.dtype", "float64 is not supported on mps", "set device: cpu")
         return DTYPES[wanted]
@@ -124,12 +126,17 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
     if (seed := tiny.seed_of(name)) is not None:
         return str(tiny.directory(seed))
     path = Path(name)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError("model.name", f"{name[:200]} cannot be looked at: {error.strerror}",
+                         "give a model directory") from error  # fmt: skip
+    if not there:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
             return name  # a hub id: transformers finds it in the cache or on the hub
         raise InputError("model.name", f"no such directory {name!r}, and no hub id (org/name)",
                          f"give a model directory, a hub id, or {bundled.NAME}")  # fmt: skip
-    if path.is_file():
+    if not path.is_dir():
         kind = "a GGUF file" if path.suffix == ".gguf" else "a file"
         raise InputError("model.name", f"{name} is {kind}, a directory with config.json and safetensors was expected",
                          "give the directory of the unquantised model")  # fmt: skip
@@ -163,6 +170,15 @@ def locate(name: str, notice: Callable[[str], None] = lambda text: None) -> str:
     return name
 
 
+def _refuse_quantised(config: dict[str, Any], name: str) -> None:
+    """Quantised weights take no gradient, and our packed steps read plain matrices."""
+    found = config.get("quantization_config")
+    if found:
+        kind = found.get("quant_method", "some method") if isinstance(found, dict) else "some method"
+        raise InputError("model.name", f"{name} is quantised ({kind}), and quantised weights cannot be trained here",
+                         "give the unquantised model, and lora.rank=16 to save memory")  # fmt: skip
+
+
 def _refuse_remote_code(config: dict[str, Any], name: str) -> None:
     private = [key for key in ("auto_map", "_attn_implementation_internal") if config.get(key)]
     if private:
@@ -170,14 +186,18 @@ def _refuse_remote_code(config: dict[str, Any], name: str) -> None:
                          "use a model whose class is part of transformers; remote code is never run")  # fmt: skip
 
 
-def read_card(name: str, chat_template: str | None = None, notice: Callable[[str], None] = lambda text: None) -> Card:
+def read_card(
+    name: str, chat_template: str | None = None, notice: Callable[[str], None] = lambda text: None,
+    classifier: bool = False,
+) -> Card:  # fmt: skip
     """Locate a model and read its config and tokenizer, with the recipe's chat template where it gives one.
 
-    An adapter's tokenizer is its own if it has one, else that of its base.
+    An adapter's tokenizer is its own if it has one, else that of its base. ``classifier``: a sequence classifier is
+    wanted (``scoring``), not a language model.
 
     Raises:
-        InputError: as ``locate`` and ``adapter_files.read``, no tokenizer, no such chat template, or one that is not
-            Jinja.
+        InputError: as ``locate`` and ``adapter_files.read``, a reward model in a language model's place, no tokenizer,
+            no such chat template, or one that is not Jinja.
     """
     source = words = _fetched(locate(name, notice))
     adapter = adapter_files.read(Path(source)) if adapter_files.is_adapter(Path(source)) else None
@@ -192,11 +212,17 @@ def read_card(name: str, chat_template: str | None = None, notice: Callable[[str
         raise InputError("model.name", f"no config and tokenizer can be loaded from {name}: {_first_line(error)}",
                          "check the name, or the directory's config.json and tokenizer.json") from error  # fmt: skip
     _refuse_remote_code(config.to_dict(), name)
+    _refuse_quantised(config.to_dict(), name)
+    kinds = [str(kind) for kind in getattr(config, "architectures", None) or []]
+    if not classifier and any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        # One with tied embeddings would load as a language model without a word.
+        raise InputError("model.name", f"{name} is a reward model ({kinds[0]}), a causal language model was expected",
+                         f"give it as reward: {{model: {name}}}, and a language model here")  # fmt: skip
     if chat_template == "chatml":
         tokenizer.chat_template = CHATML
     elif chat_template is not None:
         file = Path(chat_template)
-        if not file.is_file():
+        if len(file.name) > 255 or not file.is_file():
             raise InputError("model.chat_template", f"no such file {chat_template}", "give a Jinja file, or chatml")
         tokenizer.chat_template = _template(file, tokenizer)
     try:
@@ -316,16 +342,25 @@ def save(language_model: LanguageModel, directory: Path, card: str) -> None:
     Of a model with an adapter, a PEFT directory with the adapter alone. A model that was there is replaced only when
     the new one is whole. Raises ``MachineError`` where it cannot be written.
     """
-    staging = directory.with_name(f".{directory.name}.tmp")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+
+    def write(staging: Path) -> None:
         if adapters.layers(language_model.model):
             adapter_files.write(staging, *adapters.exported(language_model.model), language_model.card.source)
         else:
             language_model.model.save_pretrained(staging)
         language_model.card.tokenizer.save_pretrained(staging)
         (staging / "README.md").write_text(card, "utf-8")
+
+    replace_directory(directory, write)
+
+
+def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder, then put it in the place of ``directory``; MachineError where that fails."""
+    staging = directory.with_name(f".{directory.name}.tmp")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        write(staging)
         shutil.rmtree(directory, ignore_errors=True)
         staging.rename(directory)
     except (OSError, SafetensorError) as error:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from upslope.errors import InputError
 LONGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library accepts at most."""
 INDEX = "model.safetensors.index.json"
+METADATA = "__metadata__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +65,27 @@ def files_of(directory: Path) -> list[Path]:
     return files
 
 
+def read_header(stream: BufferedIOBase, size: int) -> tuple[dict[str, Any], int]:
+    """The entries of a safetensors file of ``size`` bytes as it has them, ``__metadata__`` among them, and the place
+    where the tensors begin.
+
+    Raises:
+        ValueError: no header, one that is cut short, or one that is not JSON.
+    """
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
+        raise ValueError("its header is cut short" if size - 8 < length < LONGEST_HEADER else "no header")
+    entries: dict[str, Any] = json.loads(stream.read(length))
+    return entries, 8 + length
+
+
 def _header(file: Path) -> dict[str, Stored]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
-                raise ValueError("its header is cut short" if size - 8 < length < LONGEST_HEADER else "no header")
-            header = json.loads(stream.read(length))
-        tensors: dict[str, Any] = {name: value for name, value in header.items() if name != "__metadata__"}
+            header, begin = read_header(stream, size)
+        tensors: dict[str, Any] = {name: value for name, value in header.items() if name != METADATA}
         found = {name: Stored(str(value["dtype"]), _shape(value["shape"])) for name, value in tensors.items()}
         end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
     except OSError as error:
@@ -81,8 +95,8 @@ def _header(file: Path) -> dict[str, Stored]:
         reason = str(error) if type(error) is ValueError else "its header is damaged"
         raise InputError("model.name", f"{file} is no whole safetensors file ({reason})",
                          "fetch the model again") from error  # fmt: skip
-    if size < 8 + length + end:
-        problem = f"{file} is cut short: {size:,} bytes, its header says {8 + length + end:,}"
+    if size < begin + end:
+        problem = f"{file} is cut short: {size:,} bytes, its header says {begin + end:,}"
         raise InputError("model.name", problem, "fetch the model again")
     return found
 

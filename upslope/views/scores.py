@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from upslope.views.safe_text import clean
 
@@ -40,21 +41,21 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console | None = None
 ) -> None:
     """A plain table; the first column on the left, numbers on the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table = Table(title=Text(clean(title, 200), style="bold"), title_justify="left", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(Text(clean(column, 80)), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(clean(str(cell), 200) for cell in row))
-    (console or Console(highlight=False)).print(table)
+        table.add_row(*(Text(clean(str(cell), 200)) for cell in row))
+    (console or Console(emoji=False, highlight=False)).print(table)
 
 
 def print_evaluation(model: str, scores: Mapping[str, Scored], prompts: Sequence[str], show: int) -> None:
     """Mean reward with its 95 % interval for each way of answering, and the first answers."""
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     rows = [(name, with_interval(score), score.n) for name, score in scores.items()]
-    print_table(clean(model, 120), ("answers", "mean reward (95 %)", "prompts"), rows, console)
+    print_table(model, ("answers", "mean reward (95 %)", "prompts"), rows, console)
     first = next(iter(scores.values()))
     for prompt, completion, reward in list(zip(prompts, first.completions, first.rewards, strict=True))[:show]:
         number = "none" if reward is None else f"{reward:.2f}"
         text = f"{number:>6}  {clean(prompt, 60)}  ->  {clean(completion, 100)}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(Text(text), soft_wrap=True)

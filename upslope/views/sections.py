@@ -36,6 +36,12 @@ CHARTS: tuple[tuple[str, str, str | None, bool, str], ...] = (
     ("Reward", "reward", "eval/reward", False, "mean of the step's completions"),
     ("Held-out accuracy", "eval/accuracy", None, True, "on prompts never trained on"),
     ("Loss", "loss", "eval_loss", False, "nats a token"),
+    ("Pairs with the chosen answer ahead", "accuracy", None, True, "by the reward model's score, in the step"),
+    ("Score of chosen less rejected", "margin", "eval/margin", False, "of the reward model"),
+    ("Calibration error", "eval/calibration_error", None, False, "how sure against how often right, held-out pairs"),
+    ("Pairs with the chosen answer ahead", "rewards/accuracies", "eval/rewards/accuracies", True, "by log(pi / ref)"),
+    ("Implicit reward of chosen less rejected", "rewards/margins", "eval/rewards/margins", False, "beta log(pi / ref)"),
+    ("Log-probability of chosen answers", "logps/chosen", None, False, "nats a whole answer"),
     ("Accuracy of the next token", "mean_token_accuracy", None, True, "on the rows of the step"),
     ("KL to the reference", "kl", None, False, "nats"),
     ("Entropy", "entropy", None, False, "nats a token"),
@@ -73,7 +79,8 @@ def curves_section(runs: Mapping[str, Path], title: str = "Curves") -> Section:
     read = {name: read_steps(require_run(path) / "metrics.jsonl") for name, path in runs.items()}
     notes = [missing(f"{name}: no steps in metrics.jsonl, so no curves.") for name, rows in read.items() if not rows]
     single = len(runs) == 1
-    by_group = any("reward" in row for rows in read.values() for row in rows)
+    every = [row for rows in read.values() for row in rows]
+    by_group = any("reward" in row for row in every)
     logged = [finite(row, "step") or 0.0 for rows in read.values() for row in rows]
     ends = (min(logged), max(logged)) if logged else None
     charts = []
@@ -92,6 +99,8 @@ def curves_section(runs: Mapping[str, Path], title: str = "Curves") -> Section:
             note = "on rows never trained on"
         if metric == "loss" and by_group:
             note = "of the policy; about 0 by design in GRPO"
+        if metric == "loss" and any("accuracy" in row or "rewards/accuracies" in row for row in every):
+            note = "a pair"
         if single and metric == "completions/mean_length" and series[0].band:
             note = "tokens; shaded: shortest to longest"
         charts.append(line_chart(heading, note, series, share, ends))

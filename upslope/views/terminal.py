@@ -36,6 +36,10 @@ COLUMNS = (
     ("std", "reward_std", 6),
     ("loss", "loss", 8),
     ("accuracy", "mean_token_accuracy", 6),
+    ("accuracy", "accuracy", 6),
+    ("accuracy", "rewards/accuracies", 6),
+    ("margin", "margin", 6),
+    ("margin", "rewards/margins", 6),
     ("value_loss", "value_loss", 8),
     ("expl_var", "explained_variance", 6),
     ("kl", "kl", 8),
@@ -55,7 +59,9 @@ class TerminalView:
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         # FORCE_COLOR must not turn a log file into a live view, so a default console asks the file itself.
-        self._console = console or Console(force_terminal=sys.stdout.isatty(), markup=False, highlight=False)
+        self._console = console or Console(
+            force_terminal=sys.stdout.isatty(), markup=False, emoji=False, highlight=False
+        )
         unicode = self._console.encoding.lower().startswith("utf")
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal and unicode
         self._progress = Progress(clock)
@@ -209,7 +215,8 @@ def end_line(progress: Progress) -> str:
     summary = progress.summary or {}
     status = clean(str(summary.get("status") or "finished"), 40)
     parts = [f"{status} at step {progress.step}" + (f" of {progress.steps}" if progress.steps else "")]
-    parts.append(f"in {duration(progress.elapsed)}")
+    if progress.facts:  # a run that failed while it was loading never told when it began
+        parts.append(f"in {duration(progress.elapsed)}")
     for label, name in (("reward", "reward"), *EVALUATIONS):
         value = progress.last(name)
         if value is not None:
@@ -275,6 +282,9 @@ def _rows(progress: Progress, width: int) -> list[tuple[str, Text]]:
         curve("loss", "loss")
     curve("held-out", "eval_loss", "loss", sparse=True)
     curve("accuracy", "mean_token_accuracy", "of the next token")
+    for name in ("accuracy", "rewards/accuracies"):
+        curve("accuracy", name, "of the pairs of a step")
+    curve("", "eval/rewards/accuracies", "held-out pairs", sparse=True)
     curve("critic", "explained_variance", f"explained variance, loss {short(progress.now('value_loss'))}")
     curve("kl", "kl", "nats to the reference")
     curve("entropy", "entropy", "nats a token")

@@ -24,9 +24,9 @@ def test_load_task_passes_its_options() -> None:
         (
             "arithmetics",
             {},
-            r"no built-in task 'arithmetics'. Tasks: .*reasoning-gym. Fix: did you mean data.task: arithmetic",
+            r"no built-in task 'arithmetics'. Tasks: .*reasoning-gym, .*. Fix: did you mean data.task: arithmetic",
         ),
-        ("chess", {}, r"no built-in task 'chess'. Tasks: arithmetic, .* Fix: use one of arithmetic, text-grid,"),
+        ("chess", {}, r"no built-in task 'chess'. Tasks: arithmetic, .* Fix: use one of arithmetic, calculator,"),
         ("arithmetic", {"digit": 2}, r"data.options.digit: .*no option 'digit'.*did you mean data.options.digits"),
         ("arithmetic", {"digits": 9}, "found 9, expected 1, 2 or 3"),
         ("arithmetic", {"digits": "2"}, "data.options.digits: found '2', expected int"),

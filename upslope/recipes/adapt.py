@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upslope.errors import InputError
-from upslope.recipes.configs import Recipe, SftRecipe
+from upslope.recipes.configs import PAIRED, Recipe, SftRecipe
 from upslope.run.recipe import LOW_LORA_RATE
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def adapt(recipe: Recipe, model: LanguageModel, notice: Callable[[str], None]) -
         adapters.go_on(network, wanted, card.name)
         own = float(card.adapter.config.get("lora_dropout") or 0.0)
         share = own if wanted is None else wanted.dropout
-        if isinstance(recipe, SftRecipe):
+        if isinstance(recipe, (SftRecipe, *PAIRED)):
             adapters.set_dropout(network, share)
         elif share > 0:
             notice(f"{card.name} was trained with a dropout of {share:g}: off here, where completions are sampled")

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from upslope.recipes.episode_section import EpisodeSection
+from upslope.recipes.preference_sections import DpoSection, RewardModelSection
 from upslope.recipes.reward_section import RewardSection
 from upslope.recipes.sections import Positive, Rate, Section, Share
 
@@ -34,7 +36,7 @@ class LoraSection(Section):
     targets: tuple[str, ...] = ()
     """Linear layers by name or the end of it, e.g. `[q_proj, v_proj]`; none: all in the decoder's blocks."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs set to 0 in training steps (SFT only)."""
+    """Share of the adapter's inputs set to 0 in training steps (not where completions are sampled: PPO, GRPO)."""
 
     @property
     def scale_alpha(self) -> float:
@@ -77,8 +79,12 @@ class SamplingSection(Section):
     """Divides the logits, in the sampler and in the learner."""
     max_new_tokens: Positive = 64
     """A completion ends here at the latest."""
+    cut: Literal["bootstrap", "end"] = "bootstrap"
+    """PPO: one that is cut there is worth what the critic expects after it, beside its score; or its score alone."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, beside the model's own end tokens."""
+    slots: Positive = 128
+    """Completions that are sampled at once: memory against speed. Each keeps room for a prompt and `max_new_tokens`."""
 
 
 class OptimSection(Section):
@@ -94,11 +100,11 @@ class OptimSection(Section):
 
 class TrainSection(Section):
     steps: Positive = 100
-    """Training steps. In SFT a step is one optimizer step; in PPO and GRPO one batch of rollouts."""
+    """Training steps. In SFT, reward and DPO a step is one optimizer step; in PPO and GRPO one batch of rollouts."""
     prompts: Positive = 8
-    """Prompts (SFT: rows) in a step."""
+    """Prompts (SFT: rows; reward and DPO: pairs) in a step."""
     epochs: Positive = 1
-    """Passes over each batch of rollouts. (SFT repeats its rows until `steps` are done.)"""
+    """Passes over each batch of rollouts. (SFT, reward and DPO repeat their rows until `steps` are done.)"""
     minibatches: Positive = 1
     """Optimizer steps in a pass."""
     micro_batch_tokens: Positive = 4096
@@ -200,6 +206,12 @@ class Recipe(Section):
                     value[name] = {**field.default.model_dump(exclude_unset=True), **value[name]}
         return value
 
+    @model_validator(mode="after")
+    def _only_a_critic_expects(self) -> Recipe:
+        if self.kind != "ppo" and getattr(self, "sampling", SamplingSection()).cut == "end":
+            raise ValueError("sampling.cut is for PPO, whose critic it is about. Fix: remove it (GRPO: grpo.truncated)")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _model_from_text(cls, value: Any) -> Any:
@@ -236,6 +248,8 @@ class SftRecipe(Recipe):
     """How held-out prompts are answered in evaluations."""
     reward: RewardSection = RewardSection()
     """Scores held-out answers; without one, evaluations give the loss only."""
+    episode: EpisodeSection | None = None
+    """Tools that the rows call and that held-out answers may call; null: none."""
     sft: SftSection = SftSection()
 
 
@@ -244,6 +258,8 @@ class RolloutRecipe(Recipe):
 
     sampling: SamplingSection = SamplingSection()
     reward: RewardSection = RewardSection()
+    episode: EpisodeSection | None = None
+    """Conversations with tools; null: one answer a prompt."""
 
     @model_validator(mode="after")
     def _reward_is_known(self) -> RolloutRecipe:
@@ -299,7 +315,33 @@ class PpoRecipe(RolloutRecipe):
         return self
 
 
-RECIPES: dict[str, type[Recipe]] = {recipe.kind: recipe for recipe in (SftRecipe, PpoRecipe, GrpoRecipe)}
+class RewardRecipe(Recipe):
+    """`upslope reward`: learn to score completions, from pairs of a better and a worse one."""
+
+    kind: ClassVar[str] = "reward"
+    optim: OptimSection = OptimSection(lr=2e-5, decay="linear")
+    train: TrainSection = TrainSection(prompts=32, eval_prompts=256)
+    reward_model: RewardModelSection = RewardModelSection()
+
+
+class DpoRecipe(Recipe):
+    """`upslope dpo`: learn from pairs of a better and a worse completion, without a reward."""
+
+    kind: ClassVar[str] = "dpo"
+    optim: OptimSection = OptimSection(lr=2e-6, decay="linear")
+    train: TrainSection = TrainSection(prompts=16)
+    sampling: SamplingSection = SamplingSection()
+    """How held-out prompts are answered in evaluations."""
+    reward: RewardSection = RewardSection()
+    """Scores held-out answers; without one, evaluations are on the pairs only."""
+    dpo: DpoSection = DpoSection()
+
+
+PAIRED = (RewardRecipe, DpoRecipe)
+"""Recipes that learn from preferences."""
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.kind: recipe for recipe in (SftRecipe, RewardRecipe, PpoRecipe, GrpoRecipe, DpoRecipe)
+}
 
 
 # ------------------------------------------------------------------------------------------------------------ gridworld

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
+from upslope.recipes.reward_models import Jury, check_models, load_judge, read_judges, score_all
 from upslope.recipes.scoring import name_functions, open_panel, reward_parts
+from upslope.run.recipe_yaml import clean
 
 Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -78,6 +80,8 @@ def evaluate(
     """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward: a function, a
     ``path/to/file.py:function``, or what else a recipe's ``reward`` may be (a list, built-in ones).
 
+    Reward models (``{"model": directory}``) give their raw scores.
+
     ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
     ``all``.
 
@@ -97,14 +101,18 @@ def evaluate(
         "system_prompt": system_prompt,
     }
     try:
-        section = DataSection.model_validate({**given, "chat": chat, "heldout": heldout})
+        section = DataSection.model_validate({**given, "chat": chat, "heldout": 0 if split == "all" else heldout})
         settings = SamplingSection(max_new_tokens=max_new_tokens, temperature=temperature)
-        value, named = name_functions(reward)
+    except ValidationError as error:
+        raise InputErrors([_argument(fault, "data.task, data.path") for fault in error.errors()]) from None
+    value, named = name_functions(reward)
+    try:
         scoring = RewardSection() if value is None else RewardSection.model_validate(value)
     except ValidationError as error:
-        raise InputErrors([_argument(fault) for fault in error.errors()]) from None
-    rows = load_rows(section, reward_parts(scoring, named), seed)
-    if not rows.reward:
+        raise InputErrors([_argument(fault, "reward") for fault in error.errors()]) from None
+    check_models(scoring)
+    rows = load_rows(section, reward_parts(scoring, named), seed, own_reward=not scoring.models)
+    if not rows.reward and not scoring.models:
         raise InputError(
             "reward", "an evaluation of your own rows needs a reward", "give reward: path/to/file.py:function"
         )
@@ -114,12 +122,15 @@ def evaluate(
     if not chosen:
         raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
     with ExitStack() as stack:
-        process = stack.enter_context(open_panel(rows.reward, scoring))
+        process: Any = stack.enter_context(open_panel(rows.reward, scoring)) if rows.reward else None
         place = loading.choose_device(device)
         card = loading.read_card(model)
         renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt)
         kept = fit_prompts(chosen[:prompts], renderer, section, card.context, max_new_tokens, split, lambda text: None)
+        judges = read_judges(scoring, renderer, card, lambda text: None)
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
+        if judges:
+            process = Jury(process, tuple(load_judge(own, renderer, place, loaded.dtype) for own in judges))
         sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
         warm = sampling_of(settings, renderer, rows.confined)
         both = [
@@ -131,16 +142,22 @@ def evaluate(
     return Evaluation(model, tuple(shown_prompt(prompt) for prompt in kept), both[0], both[1])
 
 
-def _argument(fault: Any) -> InputError:
-    """A refused argument, as an error that names it."""
-    where = ".".join(map(str, fault["loc"])) or "data.task, data.path"
-    return InputError(f"evaluate() {where}", f"found {fault['input']!r}: {fault['msg']}", "correct that argument")
+def _argument(fault: Any, whole: str) -> InputError:
+    """A refused argument, as an error that names it; ``whole`` is what the fault is about where it names no key."""
+    where = ".".join(map(str, fault["loc"]))
+    if whole == "reward":
+        where = f"reward.{where}".rstrip(".")
+    text, _, fix = str(fault["msg"]).removeprefix("Value error, ").partition("Fix: ")
+    return InputError(
+        f"evaluate() {where or whole}", f"found {clean(repr(fault['input']), 200)}: {text.strip()}",
+        fix or "correct that argument",
+    )  # fmt: skip
 
 
 def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sampling: Any, seed: int) -> Score:
     """One completion of each prompt, scored."""
     from upslope.seeds import derive
-    from upslope.worlds.rewards import Group, score_groups
+    from upslope.worlds.rewards import Group
 
     ids = [renderer.prompt(prompt.content) for prompt in prompts]
     seeds = [derive(seed, "evaluation", index) for index in range(len(prompts))]
@@ -150,7 +167,7 @@ def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sam
         Group(prompt, (text,), (completion.token_ids,))
         for prompt, text, completion in zip(prompts, texts, completions, strict=True)
     ]
-    scored, _ = score_groups(process, groups, "stop")
+    scored, _ = score_all(process, groups, "stop")
     rewards = tuple(None if found is None else found[0].value for found in scored)
     counted = [value for value in rewards if value is not None]
     return Score(fmean(counted), *interval(counted), len(counted), rewards, tuple(texts))

@@ -121,6 +121,11 @@ class Clock:
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count ``seconds`` of one phase as another's."""
+        self.seconds[source] = self.seconds.get(source, 0.0) - seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
     def timings(self, sampled_tokens: float = 0.0, learned_tokens: float = 0.0) -> dict[str, float]:
         """``time/PHASE`` and tokens a second; starts the next step's clock."""
         now = time.perf_counter()

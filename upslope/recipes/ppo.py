@@ -3,7 +3,7 @@
 With token rewards r_t = -kl_coef * k1_t (k1 against the frozen starting policy) and the score on the last token:
 
     A_t          GAE(discount, trace) of r and the critic's V; a completion that the length cut bootstraps from V,
-                 one that stopped does not
+                 one that stopped does not (nor one that was cut, with ``cut: end``)
     policy loss  -min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) - entropy_coef * H_t
     critic loss  1/2 (V_t - (A_t + V_t,old))^2, optionally clipped
 
@@ -164,7 +164,7 @@ def learn_from(recipe: PpoRecipe, found: Harvest, networks: Networks) -> tuple[B
         rewards = rewards - settings.kl_coef * kl.k1(old, ref)
         metrics["kl"] = float((kl.k3(old, ref) * weights).sum())
     values = networks.critic.evaluate(batch)
-    terminated = torch.tensor([rollout.terminated for rollout in found.rollouts])
+    terminated = torch.tensor([rollout.terminated or recipe.sampling.cut == "end" for rollout in found.rollouts])
     bootstrap = torch.where(terminated, 0.0, values.last_value)
     estimated = returns.gae(rewards, values.values, bootstrap, batch.mask, settings.discount, settings.trace)
     goal = (estimated + values.values) * batch.mask

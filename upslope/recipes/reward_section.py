@@ -15,11 +15,17 @@ class RewardEntry(Section):
     """One function of a reward: a file's, or a built-in one whose options stand beside it."""
 
     function: str | None = None
-    """`path/to/file.py:function`. Give either this or `builtin`."""
+    """`path/to/file.py:function`. Give either this, `builtin` or `model`."""
     builtin: str | None = None
     """exact, numeric, math, format, regex, json-schema, length or overlong; see docs/rewards.md for their options."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the built-in reward."""
+    model: str | None = None
+    """A reward model: the `model/` folder of an `upslope reward` run, or any sequence classifier with one label."""
+    normalize: Annotated[int, Field(ge=0)] = 128
+    """Answers of the starting policy on which a reward model's scores get mean 0 and standard deviation 1; 0: raw."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = None
+    """Taken off a reward model's score where the length limit cut the completion; null: it is scored as it is."""
     weight: float = 1.0
     """Its factor in the sum. 0: only logged."""
     name: str | None = None
@@ -56,9 +62,16 @@ class RewardEntry(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> RewardEntry:
-        if (self.function is None) == (self.builtin is None):
-            found = "neither is given" if self.function is None else "both are given"
-            raise ValueError(f"a reward is either a function or builtin, {found}")
+        given = [name for name in ("function", "builtin", "model") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = {0: "neither is given", 2: "both are given"}.get(len(given), "all are given")
+            what = "a function or builtin" if "model" not in given else "a function, builtin or a model"
+            raise ValueError(f"a reward is either {what}, {found}")
+        odd = {"normalize", "missing_eos_penalty"} & self.model_fields_set
+        if self.model is None and odd:
+            raise ValueError(f"{min(odd)} is for a reward model. Fix: remove it, or give model: DIRECTORY")
+        if self.model is not None and self.sandbox:
+            raise ValueError("sandbox is for a function; a reward model runs no text. Fix: remove it")
         return self
 
 
@@ -66,7 +79,8 @@ class RewardSection(Section):
     function: str | None = None
     """`path/to/file.py:function` with TRL's signature. A built-in task brings its own."""
     functions: tuple[RewardEntry, ...] = ()
-    """Instead: several, e.g. `[rewards.py:correct, {builtin: format, weight: 0.5}]`; the reward is the weighted sum."""
+    """Instead: several, e.g. `[rewards.py:correct, {builtin: format, weight: 0.5}]`, reward models (`{model: DIR}`)
+    among them; the reward is the weighted sum."""
     timeout: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that one call may take; then it is killed, retried once, and the run stops."""
     on_error: Literal["stop", "drop_group"] = "stop"
@@ -108,6 +122,11 @@ class RewardSection(Section):
         if self.function is not None and self.functions:
             raise ValueError("reward.function and reward.functions are both given. Fix: keep one")
         return self
+
+    @property
+    def models(self) -> tuple[tuple[int, RewardEntry], ...]:
+        """The reward models, each with its place among the entries."""
+        return tuple((place, entry) for place, entry in enumerate(self.entries) if entry.model is not None)
 
     @property
     def entries(self) -> tuple[RewardEntry, ...]:

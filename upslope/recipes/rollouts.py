@@ -14,12 +14,14 @@ import torch
 
 from upslope.errors import RewardError
 from upslope.recipes.configs import RewardSection
+from upslope.recipes.conversations import Talk, talk_metrics
 from upslope.recipes.curriculum import Curriculum
 from upslope.recipes.loop import Clock
+from upslope.recipes.reward_models import score_all
 from upslope.recipes.setup import Workshop
 from upslope.seeds import derive, permutation
-from upslope.types import Completion, Prompt, Rollout
-from upslope.worlds.rewards import Group, Score, score_groups
+from upslope.types import Completion, Message, Prompt, Rollout
+from upslope.worlds.rewards import Group, Score
 
 Row = TypeVar("Row")
 
@@ -75,20 +77,19 @@ def harvest(
     """
     run, renderer = shop.run, shop.renderer
     # Only data.too_long: truncate lets prompts come here that this shortens.
-    longest = shop.sampler.context - shop.sampling.max_new_tokens
+    longest = shop.sampler.context - shop.room
     ids = [renderer.prompt(prompt.content)[-longest:] for prompt in prompts]
     shop.sampler.progress = lambda done, total: run.phase(step, phase, done, total)
-    with clock("sampling"):
-        completions = shop.sampler.sample(ids, samples, shop.sampling, seeds)
+    completions = _said(shop, ids, samples, seeds, clock)
     texts = [[answer_text(shop, completion) for completion in group] for group in completions]
     run.phase(step, "reward" if phase == "sampling" else phase)
     with clock("reward"):
         groups = [
-            Group(prompt, tuple(answers), tuple(c.token_ids for c in group))
+            Group(prompt, tuple(answers), tuple(c.token_ids for c in group), _messages(group))
             for prompt, answers, group in zip(prompts, texts, completions, strict=True)
         ]
         complete = step - (phase == "sampling")  # steps that the model has learned from
-        scores, failed = score_groups(_process(shop), groups, reward.on_error, complete)
+        scores, failed = score_all(_process(shop), groups, reward.on_error, complete)
     for _, reason in failed:
         run.notice(f"step {step}: a group was left out: {reason}")
     for prompt in [p for p, found in zip(prompts, scores, strict=True) if found and not _applies(found)]:
@@ -105,16 +106,30 @@ def harvest(
                 _rollout(prompt.id, number, sample, prompt_ids, completion, score, shop.sampling.temperature)
             )
         shown += [shown_prompt(prompt)] * samples
-        answers += group_texts
+        answers += [_shown(completion, text) for completion, text in zip(group, group_texts, strict=True)]
         number += 1
     if not rollouts:
         raise RewardError(
             f"step {step}", f"none of {len(prompts)} groups could be scored", "correct the reward function"
         )
     logged = {str(name): value for name, value in _process(shop).take_metrics().items()}
+    if shop.talks is not None:
+        logged |= talk_metrics([[talk for talk in group if isinstance(talk, Talk)] for group in completions])
     if isinstance(shop.train, Curriculum) and phase == "sampling" and first_group == 0:
         logged |= shop.train.hear([rollout.score for rollout in rollouts])
     return Harvest(rollouts, shown, answers, len(prompts) - (number - first_group), logged)
+
+
+def _said(
+    shop: Workshop, ids: Sequence[Sequence[int]], samples: int, seeds: Sequence[int], clock: Clock
+) -> Sequence[Sequence[Completion | Talk]]:
+    """Completions of each prompt, or conversations where there are tools, whose time is counted apart."""
+    with clock("sampling"):
+        if shop.talks is None:
+            return shop.sampler.sample(ids, samples, shop.sampling, seeds)
+        found = shop.talks.play(shop.sampler, shop.sampling, ids, samples, seeds)
+    clock.move("sampling", "tools", shop.talks.toolbox.take_seconds())
+    return found
 
 
 def _applies(scores: Sequence[Score]) -> bool:
@@ -122,11 +137,24 @@ def _applies(scores: Sequence[Score]) -> bool:
     return all(score.value is not None for score in scores)
 
 
-def answer_text(shop: Workshop, completion: Completion) -> str:
-    """The text that a reward function sees: without the stop token, cut before a stop string."""
+def answer_text(shop: Workshop, completion: Completion | Talk) -> str:
+    """The text that a reward function sees: without the stop token, cut before a stop string; of a conversation the
+    last message's."""
+    if isinstance(completion, Talk):
+        return completion.text
     text = shop.renderer.text(completion.token_ids)
     ends = [text.find(stop) for stop in shop.sampling.stop_strings if stop in text]
     return text[: min(ends)] if ends else text
+
+
+def _messages(group: Sequence[Completion | Talk]) -> tuple[tuple[Message, ...], ...] | None:
+    talks = [completion for completion in group if isinstance(completion, Talk)]
+    return tuple(talk.messages for talk in talks) if talks else None
+
+
+def _shown(completion: Completion | Talk, text: str) -> str:
+    """A completion for the log: of a conversation all that was said."""
+    return completion.shown if isinstance(completion, Talk) else text
 
 
 def _process(shop: Workshop) -> Any:
@@ -140,13 +168,17 @@ def _rollout(
     group: int,
     sample: int,
     prompt: Sequence[int],
-    completion: Completion,
+    completion: Completion | Talk,
     score: Score,
     temperature: float,
 ) -> Rollout:
     before, count = len(prompt), len(completion.token_ids)
     if score.value is None:
         raise ValueError("a rollout needs a reward")
+    if isinstance(completion, Talk):
+        return completion.played.rollout(
+            prompt_id, group, sample, prompt, temperature, float(score.value), score.parts, score.extra
+        )
     return Rollout(
         prompt_id, group, sample,
         token_ids=(*prompt, *completion.token_ids),

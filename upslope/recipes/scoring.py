@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from upslope.errors import InputError
@@ -19,7 +19,8 @@ FROM_PYTHON = "python:"
 
 
 def reward_parts(section: RewardSection, given: RewardFunction | None = None) -> tuple[Part, ...]:
-    """The functions that a recipe's reward names; none where it names none, and the task brings its own.
+    """The functions that a recipe's reward names; none where it names none, and the task brings its own. Reward models
+    are not among them (``reward_models``).
 
     Raises:
         InputError: a file, function, built-in reward or option that is not there. MachineError: a package that is not.
@@ -27,10 +28,13 @@ def reward_parts(section: RewardSection, given: RewardFunction | None = None) ->
     entries = section.entries
     if not entries:
         return (Part(given),) if callable(given) else ()
-    return tuple(_part(entry, given, _where(section, place)) for place, entry in enumerate(entries))
+    return tuple(
+        _part(entry, given, where_of(section, place)) for place, entry in enumerate(entries) if entry.model is None
+    )
 
 
-def _where(section: RewardSection, place: int) -> str:
+def where_of(section: RewardSection, place: int) -> str:
+    """The key of an entry, for messages."""
     return "reward" if section.function is not None else f"reward.functions[{place}]"
 
 
@@ -82,8 +86,10 @@ def name_functions(reward: Any, weights: Any = None) -> tuple[Any, dict[str, Cal
 
     def plain(item: Any) -> Any:
         if isinstance(item, Mapping):
-            inner = {"function": plain, "functions": lambda value: [plain(one) for one in value]}
+            inner = {"function": plain, "model": plain, "functions": lambda value: [plain(one) for one in value]}
             return {key: inner.get(key, lambda value: value)(value) for key, value in item.items()}
+        if isinstance(item, PurePath):
+            return str(item)
         return text_of(item) if callable(item) else item
 
     several = isinstance(reward, list | tuple)

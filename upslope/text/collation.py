@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from upslope.types import Batch, Encoded, Rollout
+from upslope.types import Batch, Encoded, EncodedPair, Rollout
 
 
 def pad(rows: Sequence[Sequence[float | int | bool]], dtype: torch.dtype, length: int | None = None) -> Tensor:
@@ -26,6 +27,23 @@ def collate_examples(rows: Sequence[Encoded]) -> Batch:
         lengths=torch.tensor([len(row.token_ids) for row in rows]),
         mask=pad([row.trainable for row in rows], torch.bool)[:, 1:],
         unit=torch.arange(len(rows)),
+    )
+
+
+def collate_pairs(pairs: Sequence[EncodedPair]) -> Batch:
+    """Preferences: rows 2i and 2i + 1 are the chosen and the rejected answer of pair i, which is a unit."""
+    batch = collate_examples([row for pair in pairs for row in (pair.chosen, pair.rejected)])
+    return replace(batch, unit=batch.unit // 2)
+
+
+def collate_texts(texts: Sequence[Sequence[int]], unit: Sequence[int]) -> Batch:
+    """Whole texts to be scored: no token of them is a target."""
+    token_ids = pad(texts, torch.long)
+    return Batch(
+        token_ids=token_ids,
+        lengths=torch.tensor([len(row) for row in texts]),
+        mask=torch.zeros(len(texts), token_ids.shape[1] - 1, dtype=torch.bool),
+        unit=torch.tensor(list(unit)),
     )
 
 

@@ -7,15 +7,14 @@ stop token belongs to the completion and is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
 from upslope.errors import InputError
+from upslope.text.tool_rendering import MARK, Dialect, call_messages, prepared, result_message, study
 from upslope.types import Content, Encoded, Example, Message
-
-MARK = "upslope-answer"
 
 
 class Renderer:
@@ -27,6 +26,8 @@ class Renderer:
         chat: ``auto`` renders a plain prompt as a user's message where there is a chat template; ``always`` demands
             one; ``never`` takes plain prompts as they are.
         system_prompt: put before conversations that have no system message of their own.
+        tools: JSON schemas of functions that the model may call; they are part of every rendered conversation.
+        call_format: how calls are written, a name of ``tool_calls.FORMATS``; auto: as the template does.
     """
 
     def __init__(
@@ -35,11 +36,20 @@ class Renderer:
         stop_ids: Sequence[int],
         chat: Literal["auto", "always", "never"] = "auto",
         system_prompt: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        call_format: str = "auto",
     ) -> None:
         self.tokenizer, self.chat, self.system_prompt = tokenizer, chat, system_prompt
         if chat == "always" and not self.has_template:
             raise _no_template("data.chat: always")
         self.wraps = self.has_template and chat != "never"
+        if tools and not self.wraps:
+            raise _no_template("tools") if not self.has_template else InputError(
+                "data.chat", "never, but tools are offered in a chat", "leave data.chat out"
+            )  # fmt: skip
+        self.dialect: Dialect | None = study(self._apply, tools, call_format) if tools else None
+        """How the template speaks of tools; None: there are none."""
+        self._studied: Dialect | None = None
         """Whether plain prompts become a user's message."""
         if not stop_ids and not self.wraps:
             raise _no_end()
@@ -80,6 +90,45 @@ class Renderer:
         """A completion's text: end tokens and other special tokens left out."""
         kept = [token for token in token_ids if token not in self.stop_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
+
+    # ------------------------------------------------------------------------------------------------------ tools
+    def written(self, token_ids: Sequence[int]) -> str:
+        """A completion's text with its special tokens, in which calls may be marked; end tokens are left out."""
+        kept = [token for token in token_ids if token not in self.stop_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def observation(self, results: Sequence[tuple[str, str]], stopped: bool = True) -> list[int]:
+        """Ids that follow a message with calls: what the template writes after its stop token, the results by (tool,
+        text), and the beginning of the next message.
+
+        They are found by rendering a made-up conversation with and without the results, so what the model wrote is
+        not touched. ``stopped``: its last token was an end token; where not, these ids begin with one. The texts of
+        special tokens in a result are broken up, so that no result can end a message.
+
+        Raises:
+            InputError: the template shows no results behind a message, or rewrites that message.
+        """
+        if self.dialect is None:
+            raise ValueError("this renderer has no tools")
+        names = [name for name, _ in results]
+        said: list[Message] = [{"role": "assistant", "content": MARK}]
+        said = call_messages(names) if self.dialect.calls else said
+        talk: list[Message] = [{"role": "user", "content": "?"}, *said]
+        told = [result_message(name, self._harmless(text), place) for place, (name, text) in enumerate(results)]
+        before, after = self._render(talk, generation=False), self._render([*talk, *told], generation=True)
+        tails = [text.partition(MARK) for text in (before, after)]
+        ids = self._ids(tails[1][2])
+        end = next((place for place, token in enumerate(ids) if token in self.stop_ids), None)
+        if not (tails[0][1] and tails[1][1] and tails[1][2].startswith(tails[0][2])) or end is None:
+            problem = "the template rewrites a message when a tool's result follows it, so results cannot be appended"
+            raise InputError("model.chat_template", problem, "give another template, such as chatml")
+        return [*(() if stopped else (self.stop_id,)), *ids[end + 1 :]]
+
+    def _harmless(self, text: str) -> str:
+        for token in self.tokenizer.all_special_tokens:
+            if len(token) > 1:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     # ---------------------------------------------------------------------------------------------- conversations
     def _conversation(self, row: Example) -> Encoded:
@@ -123,15 +172,36 @@ class Renderer:
     def _render(self, messages: Sequence[Message], generation: bool) -> str:
         if not self.has_template:
             raise _no_template("conversational rows")
+        dialect = self.dialect
+        if dialect is None and any(message.get("tool_calls") for message in messages):
+            # A template that ignores calls would teach empty answers.
+            dialect = self._studied = self._studied or study(self._apply, ())
+        tools = None
+        if dialect is not None:
+            messages, tools = prepared(messages, dialect), dialect.schemas if dialect.offered else None
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation
-                )
-            )
+            return self._template(messages, tools, generation)
         except TemplateError as error:
             raise InputError("model.chat_template", f"the template refuses a conversation: {error}",
                              "check the roles and their order in your rows") from error  # fmt: skip
+
+    def _template(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, generation: bool
+    ) -> str:
+        listed = [dict(tool) for tool in tools] if tools else None
+        found = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tools=listed, tokenize=False, add_generation_prompt=generation
+        )
+        return str(found)
+
+    def _apply(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, generation: bool
+    ) -> str | None:
+        """What the template makes of it; None where it refuses."""
+        try:
+            return self._template(messages, tools, generation)
+        except (TemplateError, TypeError, KeyError, ValueError):
+            return None
 
     def _turn_end(self, stop_ids: Sequence[int]) -> int:
         """The token that this template puts after an assistant's message, if it ends text; else the first end token."""

@@ -11,11 +11,16 @@ from upslope.errors import InputError
 if TYPE_CHECKING:
     from upslope.types import Message
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+FOLLOWS = {
+    "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",), "call": ("tool",),
+    "tool": ("assistant", "tool"),
+}  # fmt: skip
+"""Whose message may come after whose; ``call`` is an assistant's with ``tool_calls``."""
 STANDS_FOR = {"prompt": ("input", "messages"), "completion": ("output", "messages")}
 USUAL_NAMES = {
     "prompt": ("question", "query", "problem", "instruction", "task", "user", "source"),
-    "completion": ("answer", "response", "solution", "target", "reply"),
+    "completion": ("answer", "response", "solution", "target", "reply", "chosen"),
     "chosen": ("accepted", "preferred", "better"),
     "rejected": ("refused", "dispreferred", "worse"),
     "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
@@ -33,22 +38,22 @@ def check_columns(rows: Sequence[Mapping[str, Any]], where: str, need: Sequence[
         if name in there or any(other in there for other in STANDS_FOR.get(name, ())):
             continue
         problem = f"column {name!r} not in {where}. Columns: {', '.join(there)}"
-        if name == "prompt" and "text" in there and not _usual(name, there):
+        if name == "prompt" and "text" in there and not usual_name(name, there):
             why = "'text' does not say where the prompt ends and the completion begins"
             raise InputError(where, f"{problem} ({why})", "split it into the columns prompt and completion")
         if name == "prompt" and "chosen" in there and "rejected" in there and "prompt" not in there:
             raise InputError(
                 where, f"{problem} (preference rows without a prompt)", "put the shared start into a column prompt"
             )
-        mapped = _usual(name, there)
+        mapped = usual_name(name, there)
         if mapped is None and name == "prompt":
-            messages = _usual("messages", there)
+            messages = usual_name("messages", there)
             if messages:
                 raise InputError(where, problem, f"map it: data.columns.messages: {messages}")
         raise InputError(where, problem, f"map it: data.columns.{name}: {mapped or 'NAME_OF_YOUR_COLUMN'}")
 
 
-def _usual(name: str, there: Sequence[str]) -> str | None:
+def usual_name(name: str, there: Sequence[str]) -> str | None:
     """The column that probably is ``name``: by its usual other names, or by spelling."""
     lower = {column.lower(): column for column in there}
     for other in (name, *USUAL_NAMES.get(name, ())):
@@ -86,24 +91,31 @@ def completion_of(row: Mapping[str, Any], name: str) -> str:
 
 
 def conversation(value: Any, name: str, last: Literal["user", "assistant"]) -> tuple[Message, ...]:
-    """A checked conversation: perhaps a system message, then user and assistant in turn, to a last turn of ``last``."""
+    """A checked conversation: perhaps a system message, then user and assistant in turn, to a last turn of ``last``.
+
+    After an assistant's message with ``tool_calls`` come their results, messages of ``tool``, and the assistant again.
+    """
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{name} is {_found(value)}, expected a list of messages with role and content")
+        raise ValueError(f"{name} is {found_words(value)}, expected a list of messages with role and content")
     before = ""
     for index, message in enumerate(value):
         place = f"{name}[{index}]"
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             hint = "; ShareGPT's from/value must be turned into role/content" if _share_gpt(message) else ""
-            raise ValueError(f"{place} is {_found(message)}, expected an object with role and content{hint}")
+            raise ValueError(f"{place} is {found_words(message)}, expected an object with role and content{hint}")
         role = message["role"]
         if role not in ROLES:
             raise ValueError(f"{place} has role {role!r}, expected one of {', '.join(ROLES)}")
-        _text(message["content"], f"{place}.content")
-        allowed = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[before]
+        calls = role == "assistant" and bool(message.get("tool_calls"))
+        if calls:
+            _check_calls(message, place)
+        elif role != "tool" or message["content"] != "":
+            _text(message["content"], f"{place}.content")
+        allowed = FOLLOWS[before]
         if role not in allowed:
-            follows = f"follows {before}" if before else "comes first"
+            follows = f"follows {'a call of a tool' if before == 'call' else before}" if before else "comes first"
             raise ValueError(f"{place} is {role} and {follows}, expected {' or '.join(allowed)} there")
-        before = role
+        before = "call" if calls else role
     if before != last:
         why = (
             "a prompt of RL ends with the user's turn"
@@ -114,9 +126,24 @@ def conversation(value: Any, name: str, last: Literal["user", "assistant"]) -> t
     return tuple(value)
 
 
+def _check_calls(message: Mapping[str, Any], place: str) -> None:
+    """``tool_calls`` as chat templates take them; the content beside them may be empty or null."""
+    from upslope.text.tool_calls import call_of_message
+
+    if message["content"] not in (None, ""):
+        _text(message["content"], f"{place}.content")
+    if not isinstance(message["tool_calls"], list | tuple):
+        raise ValueError(f"{place}.tool_calls is {found_words(message['tool_calls'])}, expected a list of calls")
+    for number, call in enumerate(message["tool_calls"]):
+        try:
+            call_of_message(call)
+        except ValueError as error:
+            raise ValueError(f"{place}.tool_calls[{number}]: {error}") from None
+
+
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_found(value)}, expected text")
+        raise ValueError(f"{name} is {found_words(value)}, expected text")
     if not value.strip():
         raise ValueError(f"{name} is empty, expected text")
     try:
@@ -126,7 +153,8 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _found(value: Any) -> str:
+def found_words(value: Any) -> str:
+    """A value in a few words, for messages."""
     if value is None:
         return "null"
     if isinstance(value, list | tuple | Mapping) and not value:

@@ -9,12 +9,15 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from upslope.errors import InputError
 
 Row = dict[str, Any]
+LONGEST_CELL = 1 << 30
+"""Characters in a cell of a CSV file. Python's own limit, 131,072, is less than a long document."""
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
@@ -24,18 +27,21 @@ def kind_of(source: str) -> tuple[str, str]:
     Raises:
         InputError: nothing there (with names that are near), or a folder or type of file that is not read.
     """
-    path = Path(source).expanduser()
     try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise InputError(source[:200], f"cannot be looked at: {error.strerror}", "give a readable path") from None
+        path = Path(source).expanduser()
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered; ~nobody
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(source[:200], f"cannot be looked at: {reason}", "give a readable path") from None
     if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return "folder", path.name
         inside = sorted(file.name for file in path.iterdir() if file.suffix in READERS)[:3]
         fix = f"give the file: {path / inside[0]}" if inside else "give a file, or a folder written by save_to_disk"
         raise InputError(source, "is a folder, but not one that the datasets library saved", fix)
-    if path.exists():
+    if exists and not is_file:  # reading a pipe would wait for ever, a device would never end
+        raise InputError(source, "is not a regular file", "give a file or a folder with rows")
+    if exists:
         if path.suffix.lower() not in READERS:
             known = ", ".join(READERS)
             problem = f"files of type {path.suffix or 'none'!r} are not read, expected {known}"
@@ -44,7 +50,7 @@ def kind_of(source: str) -> tuple[str, str]:
     if HUB_NAME.fullmatch(source) and path.suffix.lower() not in READERS and not path.parent.is_dir():
         return "hub", source
     near = []
-    if path.parent.is_dir():
+    with suppress(OSError, ValueError):
         near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=3)
     elsewhere = "give a .jsonl, .json, .csv or .parquet file, a saved folder, or a hub dataset as org/name"
     raise InputError(source, "no such file or folder", f"did you mean {', '.join(near)}?" if near else elsewhere)
@@ -66,6 +72,10 @@ def _bad_json(path: Path, line: int, error: json.JSONDecodeError) -> InputError:
     start = max(0, error.pos - 30)
     problem = f"{error.msg} at char {error.colno}, near {error.doc[start : start + 60]!r}"
     return InputError(f"{path.name}:{line}", problem, "correct the JSON of that line")
+
+
+def _not_json(error: Exception) -> str:
+    return "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of thousands of digits"
 
 
 def _object(value: Any, place: str) -> Row:
@@ -94,8 +104,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 ) from None
             except json.JSONDecodeError as error:
                 raise _bad_json(path, number, error) from None
-            except RecursionError:
-                raise InputError(place, "nested too deeply to be a row", "correct the JSON of that line") from None
+            except (RecursionError, ValueError) as error:
+                raise InputError(place, _not_json(error), "correct the JSON of that line") from None
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -107,8 +117,8 @@ def _read_json(path: Path) -> Iterator[Row]:
             yield from _read_jsonl(path)
             return
         raise _bad_json(path, error.lineno, error) from None
-    except RecursionError:
-        raise InputError(path.name, "nested too deeply to be rows", "correct its JSON") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(path.name, _not_json(error), "correct its JSON") from None
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
@@ -120,6 +130,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     header: list[str] = []
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,22 +103,26 @@ def peek(source: str, columns: Mapping[str, str] | None = None, need: Sequence[s
     ``("prompt", "completion")``, examples. Of a hub dataset only the form of its name is seen, of a folder that it is a
     saved dataset: the rest needs its library.
     """
-    kind, where = kind_of(source)
-    if kind in ("hub", "folder"):
-        return
-    rows = []
-    for row in READERS[kind](Path(source).expanduser()):
-        rows.append(row)
-        if len(rows) == _PEEKED:
-            break
+    rows, where = first_rows(source, columns)
     if not rows:
-        raise InputError(where, "0 rows, nothing to train on", "give a source with rows")
-    rows = rename(rows, columns or {}, where)
+        return
     check_columns(rows, where, need)
     if tuple(need) == ("prompt",):
         _prompts(rows, where)
     elif tuple(need) == ("prompt", "completion"):
         _examples(rows, where)
+
+
+def first_rows(source: str, columns: Mapping[str, str] | None = None) -> tuple[list[Row], str]:
+    """The first rows of a file with their columns renamed, and the source's name in messages; of a hub dataset or a
+    folder no rows, for reading them needs their library."""
+    kind, where = kind_of(source)
+    if kind in ("hub", "folder"):
+        return [], where
+    rows = list(itertools.islice(READERS[kind](Path(source).expanduser()), _PEEKED))
+    if not rows:
+        raise InputError(where, "0 rows, nothing to train on", "give a source with rows")
+    return rename(rows, columns or {}, where), where
 
 
 def to_prompts(rows: Sequence[Mapping[str, Any]], where: str) -> list[Prompt]:
@@ -154,18 +159,19 @@ def to_examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
 def _prompts(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, list[Content]]:
     check_columns(rows, where, ("prompt",))
     name = column_of(rows, "prompt") or "prompt"
-    return name, _each(rows, where, lambda row: prompt_of(row, name))
+    return name, each_row(rows, where, lambda row: prompt_of(row, name))
 
 
 def _examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[tuple[Content, str | None]]:
     check_columns(rows, where, ("prompt", "completion"))
     prompt, completion = column_of(rows, "prompt") or "prompt", column_of(rows, "completion") or "completion"
     if "messages" in (prompt, completion):
-        return _each(rows, where, lambda row: (conversation(row.get("messages"), "messages", last="assistant"), None))
-    return _each(rows, where, lambda row: (prompt_of(row, prompt), completion_of(row, completion)))
+        talk = lambda row: conversation(row.get("messages"), "messages", last="assistant")  # noqa: E731
+        return each_row(rows, where, lambda row: (talk(row), None))
+    return each_row(rows, where, lambda row: (prompt_of(row, prompt), completion_of(row, completion)))
 
 
-def _each(rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+def each_row(rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
     """``convert`` of each row; the first bad row is described and the other ones are counted."""
     converted, bad, first = [], [], None
     for number, row in enumerate(rows, start=1):

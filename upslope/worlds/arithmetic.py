@@ -67,14 +67,19 @@ class Arithmetic:
     def __repr__(self) -> str:
         return f"Arithmetic({self.operation!r}, digits={self.digits}, heldout={self.heldout}, seed={self.seed})"
 
-    def _rows(self, split: str) -> list[tuple[str, str, str]]:
+    def numbers(self, split: str) -> list[tuple[int, int]]:
+        """The pairs of numbers of ``train`` or ``heldout``, in an order drawn from the seed."""
         if split not in self._pairs:
             raise InputError(
                 "arithmetic split", f"{split!r} is unknown, expected train or heldout", "use train or heldout"
             )
+        return list(self._pairs[split])
+
+    def _rows(self, split: str) -> list[tuple[str, str, str]]:
+        numbers = self.numbers(split)
         sign, compute = OPERATIONS[self.operation]
         return [
-            (f"{self.operation}-{a}-{b}", f"What is {a} {sign} {b}?", str(compute(a, b))) for a, b in self._pairs[split]
+            (f"{self.operation}-{a}-{b}", f"What is {a} {sign} {b}?", str(compute(a, b))) for a, b in numbers
         ]
 
     def prompts(self, split: str) -> list[Prompt]:

@@ -33,13 +33,16 @@ _LONGEST = 400
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
-def exact(answer: str = "answer", ignore_case: bool = False, tag: str | None = None) -> Reward:
+def exact(
+    answer: str = "answer", ignore_case: bool = False, tag: str | None = None, after: str | None = None
+) -> Reward:  # fmt: skip
     """1 where the completion is the answer's text, white space around both left out; else 0.
 
     Args:
         answer: the column with the right text.
         ignore_case: compare without regard to upper and lower case.
         tag: compare only what stands in the last ``<tag>...</tag>``; 0 where there is none.
+        after: compare only what follows the last ``</after>``, such as ``think``; 0 where there is none.
     """
 
     def fold(text: Any) -> str:
@@ -48,7 +51,7 @@ def exact(answer: str = "answer", ignore_case: bool = False, tag: str | None = N
 
     def reward(completions: list[Any], **columns: Any) -> list[float | None]:
         def one(text: str, right: list[Any]) -> float:
-            found = inside(text, tag)
+            found = answer_in(text, tag, after)
             return float(found is not None and fold(found) in map(fold, right))
 
         return _each(completions, columns, answer, one)
@@ -57,7 +60,8 @@ def exact(answer: str = "answer", ignore_case: bool = False, tag: str | None = N
 
 
 def numeric(
-    answer: str = "answer", tolerance: float = 0.0, relative: float = 0.0, tag: str | None = None
+    answer: str = "answer", tolerance: float = 0.0, relative: float = 0.0, tag: str | None = None,
+    after: str | None = None,
 ) -> Reward:  # fmt: skip
     r"""1 where the last number of the completion is the answer's last number; else 0.
 
@@ -71,6 +75,7 @@ def numeric(
         tolerance: how far the number may be from the answer.
         relative: the same, as a share of the answer.
         tag: read only what stands in the last ``<tag>...</tag>``; 0 where there is none.
+        after: read only what follows the last ``</after>``, such as ``think``; 0 where there is none.
 
     Raises:
         ValueError: an answer holds no number, or a tolerance is negative.
@@ -91,7 +96,7 @@ def numeric(
             wanted = [last_number(str(item)) for item in right]
             if None in wanted:
                 raise ValueError(f"the answer {right[wanted.index(None)]!r} holds no number")
-            found = last_number(inside(text, tag) or "")
+            found = last_number(answer_in(text, tag, after) or "")
             return float(found is not None and any(same(found, item) for item in wanted if item is not None))
 
         return _each(completions, columns, answer, one)
@@ -99,7 +104,7 @@ def numeric(
     return reward
 
 
-def math_verify(answer: str = "answer", tag: str | None = None) -> Reward:
+def math_verify(answer: str = "answer", tag: str | None = None, after: str | None = None) -> Reward:
     r"""1 where the completion's final expression equals the answer mathematically, by the math-verify package; else 0.
 
     It reads LaTeX (``\boxed{...}``, ``$...$``) and plain expressions, and compares them with sympy: ``1/2`` is
@@ -109,6 +114,7 @@ def math_verify(answer: str = "answer", tag: str | None = None) -> Reward:
     Args:
         answer: the column with the right expression; LaTeX stands between dollars or in ``\boxed{}``.
         tag: read only what stands in the last ``<tag>...</tag>``; 0 where there is none.
+        after: read only what follows the last ``</after>``, such as ``think``; 0 where there is none.
     """
     package = importlib.import_module("math_verify")
     package.verify(package.parse("$1$"), package.parse("1"))  # loads what it loads late
@@ -116,7 +122,7 @@ def math_verify(answer: str = "answer", tag: str | None = None) -> Reward:
     def reward(completions: list[Any], **columns: Any) -> list[float | None]:
         def one(text: str, right: list[Any]) -> float | None:
             wanted = [parsed for parsed in (package.parse(str(item)) for item in right) if parsed]
-            found = inside(text, tag)
+            found = answer_in(text, tag, after)
             if not wanted:
                 return None
             return float(found is not None and any(package.verify(item, package.parse(found)) for item in wanted))
@@ -206,7 +212,8 @@ def regex(
 
 
 def json_schema(
-    schema: dict[str, Any] | str | None = None, column: str | None = None, tag: str | None = None, fence: bool = True
+    schema: dict[str, Any] | str | None = None, column: str | None = None, tag: str | None = None, fence: bool = True,
+    after: str | None = None,
 ) -> Reward:  # fmt: skip
     """1 where the completion is JSON that fits the schema, by the jsonschema package; else 0.
 
@@ -214,6 +221,7 @@ def json_schema(
         schema: the schema, or the path of a file that holds it.
         column: instead, the column that holds each row's own schema.
         tag: read only what stands in the last ``<tag>...</tag>``; 0 where there is none.
+        after: read only what follows the last ``</after>``, such as ``think``; 0 where there is none.
         fence: take what stands in a fenced block, if the completion is one.
 
     Raises:
@@ -234,7 +242,7 @@ def json_schema(
         return kind(given)
 
     def fits(check: Any, text: str) -> float:
-        found = inside(text, tag)
+        found = answer_in(text, tag, after)
         match = re.fullmatch(r"\s*```[a-zA-Z]*\n(.*?)\n?```\s*", found or "", re.DOTALL) if fence else None
         try:
             value = json.loads(match[1] if match else found or "", parse_constant=_no_constant)
@@ -336,6 +344,16 @@ def _each(
         answers = right if isinstance(right, list) else [right]
         scores.append(score(_text(completion), answers) if right is not None and answers else None)
     return scores
+
+
+def answer_in(text: str, tag: str | None, after: str | None) -> str | None:
+    """What follows the last ``</after>`` and stands there in the last ``<tag>...</tag>``; ``None`` where one of them is
+    not there. Thinking that the length limit cut has no end, and so no answer."""
+    if after is not None:
+        _, closed, text = text.rpartition(f"</{after}>")
+        if not closed:
+            return None
+    return inside(text, tag)
 
 
 def inside(text: str, tag: str | None) -> str | None:

@@ -54,11 +54,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All completions of one prompt, as text and, where known, as token ids."""
+    """All completions of one prompt, as text and, where known, as token ids. ``messages`` are those of each completion
+    where it is a conversation with tools, whose last message is its text."""
 
     prompt: Prompt
     completions: tuple[str, ...]
     completion_ids: tuple[tuple[int, ...], ...] | None = None
+    messages: tuple[tuple[Mapping[str, Any], ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def call_of(groups: Sequence[Group], state: Mapping[str, int] | None = None) -> 
     """One call for the completions of all groups, in order.
 
     A plain prompt and its completion are strings; of a conversation both are lists of messages, the completion one
-    assistant message. A column that some rows lack is ``None`` there. Row ids are ``prompt id # sample``.
+    assistant message, or all that was said where tools are called. A column that some rows lack is ``None`` there. Row ids are ``prompt id # sample``.
     """
     prompts: list[Any] = []
     completions: list[Any] = []
@@ -95,7 +97,10 @@ def call_of(groups: Sequence[Group], state: Mapping[str, int] | None = None) -> 
         messages = [dict(item) for item in content if isinstance(item, Mapping)]
         for sample, text in enumerate(group.completions):
             prompts.append(messages or content)
-            completions.append([{"role": "assistant", "content": text}] if messages else text)
+            said = [{"role": "assistant", "content": text}]
+            if group.messages is not None:
+                said = [dict(message) for message in group.messages[sample]]
+            completions.append(said if messages else text)
             row_ids.append(f"{group.prompt.id}#{sample}")
             for name in names:
                 columns[name].append(group.prompt.columns.get(name))

@@ -38,8 +38,16 @@ def check_source(source: str, where: str = "reward.function") -> RewardSource:
             where, f"{source!r} is not of the form path/to/file.py:function", "write file and function with a colon"
         )
     ours = text.startswith("upslope.") and not text.endswith(".py")
-    path = PACKAGE.joinpath(*text.split(".")[1:]).with_suffix(".py") if ours else Path(text).expanduser()
-    if path.is_dir() or not path.exists():
+    try:
+        path = PACKAGE.joinpath(*text.split(".")[1:]).with_suffix(".py") if ours else Path(text).expanduser()
+        missing = path.is_dir() or not path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, ~nobody, no name at all
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"cannot be looked at: {reason}"
+        raise InputError(f"{where} {text[:200]}", problem, "give the path of a .py file") from None
+    if not missing and not path.is_file():
+        raise InputError(f"{where} {text}", "is not a regular file", "give the path of a .py file")
+    if missing:
         near = []
         if path.parent.is_dir():
             near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=3)
@@ -53,7 +61,7 @@ def check_source(source: str, where: str = "reward.function") -> RewardSource:
         raise InputError(
             f"{where} {path.name}:{error.lineno}", f"not valid Python: {error.msg}", "correct that line"
         ) from None
-    except (ValueError, OSError) as error:  # NUL bytes; unreadable
+    except (ValueError, OSError, RecursionError, MemoryError) as error:  # NUL bytes; unreadable; nested too deeply
         raise InputError(f"{where} {path.name}", f"cannot be read as Python: {error}", "give a .py file") from None
     functions, others, open_ended = _top_level_names(tree.body)
     if function not in functions and function not in others and not open_ended:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upslope.errors import InputError
 from upslope.worlds.arithmetic import Arithmetic
+from upslope.worlds.calculator_task import Calculator
 from upslope.worlds.reasoning import ReasoningGym
 from upslope.worlds.text_gridworld import TextGrid
+from upslope.worlds.worked_sums import WorkedSums
 
 if TYPE_CHECKING:
     from upslope.types import Task
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 TASKS: dict[str, Callable[..., Any]] = {
     "arithmetic": Arithmetic,
+    "calculator": Calculator,
     "text-grid": TextGrid,
     "reasoning-gym": ReasoningGym,
+    "worked-sums": WorkedSums,
 }
 
 

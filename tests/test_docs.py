@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("gridworld.md", "ladder.md", "lora.md", "rewards.md", "tasks.md")
+PAGES = ("gridworld.md", "ladder.md", "long-answers.md", "lora.md", "rewards.md", "tasks.md", "tools.md")
 RUNGS = ("sft", "ppo", "grpo", "grid_ppo", "grid_grpo")
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

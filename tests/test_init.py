@@ -43,7 +43,7 @@ def answers(*given: str) -> Callable[[str], str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- recipe
-@pytest.mark.parametrize("kind", ["sft", "grpo", "ppo"])
+@pytest.mark.parametrize("kind", list(RECIPES))
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_recipe_for_a_task_is_the_defaults(kind: str, lora: bool) -> None:
     text = recipe_text(Wish(kind, task="arithmetic", lora=lora))
@@ -53,7 +53,7 @@ def test_a_recipe_for_a_task_is_the_defaults(kind: str, lora: bool) -> None:
     assert "#   upslope check" in text and max(map(len, text.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo", "ppo"])
+@pytest.mark.parametrize("kind", list(RECIPES))
 def test_every_line_has_its_comment_or_none_and_few_keys_are_set(kind: str) -> None:
     text = recipe_text(Wish(kind, task="arithmetic", steps=7))
     data = yaml.safe_load(text)

@@ -85,7 +85,7 @@ GRID_STORY = {
 def run_demo(out: Path, seed: int, quick: bool) -> None:
     """Grid, raw model, SFT, PPO and GRPO each from the SFT model, SFT alone for the same time; a table and
     ``report.html``."""
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     plan = Plan(3, 2, 2, 32, 16) if quick else Plan()
     begun = time.perf_counter()
     console.rule("1  A gridworld: solved exactly, then learned", align="left")

@@ -50,7 +50,7 @@ def grid_command(
     out: Path,
 ) -> GridOutcome | None:
     """What ``upslope grid`` does. ``options`` are ``gridworld.parse``'s, ``settings`` keys of ``GridRecipe``."""
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     if size is not None:
         with console.status(f"a world of {size} x {size}: a table and networks, about two minutes at 100"):
             found = [catch_at(each, seeds[0]) for each in ((10, 32, size) if size > 32 else (size,))]

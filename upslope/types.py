@@ -53,6 +53,33 @@ class Encoded:
     trainable: tuple[bool, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: of two answers to ``prompt`` the ``chosen`` one is better, by at least ``margin`` in units of
+    score.
+
+    ``joined``: the row held prompt and answer as one plain text, so the prompt is no question of its own.
+    """
+
+    id: str
+    prompt: Content
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A rendered preference: both answers behind the same prompt."""
+
+    id: str
+    chosen: Encoded
+    rejected: Encoded
+    margin: float = 0.0
+
+
 Allowed: TypeAlias = Sequence[int] | Callable[[Sequence[int], Sequence[int]], Sequence[int]]
 """Token ids that may be sampled, or a function ``(prompt_ids, ids_so_far) -> token ids``."""
 
@@ -190,6 +217,13 @@ class ValueEvaluation(Rows):
     last_value: Float[Tensor, " batch"]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreEvaluation(Rows):
+    """``scores[b]`` is what a reward model gives the whole row ``b``, read at its last token."""
+
+    scores: Float[Tensor, " batch"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- doors
 JSON: TypeAlias = Any
 
@@ -211,6 +245,7 @@ class Stateful(Protocol):
     def restore(self, state: State) -> None: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws completions. ``seeds[i]`` is the seed of prompt ``i``; sample and position derive from it."""
 

@@ -16,16 +16,18 @@ from upslope.certify.ground import Ground, coin, ground, text_values
 from upslope.certify.grpo_lines import difficulty, grpo_lines
 from upslope.certify.lines import Line, print_lines, summary
 from upslope.certify.ppo_lines import ppo_lines
+from upslope.certify.preference_lines import preference_lines
 from upslope.certify.trainings import grid_lines, searched_values
 from upslope.learner import learner
-from upslope.maths import advantages, kl, losses, returns, weighting
+from upslope.maths import advantages, kl, losses, preferences, returns, weighting
 from upslope.models import networks
-from upslope.recipes import grpo
+from upslope.recipes import dpo, grpo
 from upslope.worlds.grid_truth import solve
 from upslope.worlds.gridworld import parse
 
 PARTS: dict[str, Callable[[Ground], Iterator[Line]]] = {
     "learner": learner_lines, "sampler": sampler_lines, "sft": sft_lines, "ppo": ppo_lines, "grpo": grpo_lines,
+    "preferences": preference_lines,
 }  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def small() -> Ground:
 def test_every_line_holds(part: str, small: Ground) -> None:
     lines = list(PARTS[part](small))
     assert summary(lines) == f"{len(lines)} of {len(lines)} lines hold."
-    assert len(lines) >= {"learner": 5, "sampler": 1, "sft": 4, "ppo": 13, "grpo": 12}[part]
+    assert len(lines) >= {"learner": 5, "sampler": 1, "sft": 4, "ppo": 13, "grpo": 12, "preferences": 7}[part]
     assert all(line.tolerance <= 1e-8 for line in lines)
 
 
@@ -109,6 +111,7 @@ def averaged(values: Any, weights: Any) -> Any:
 
 returns_gae, real_chosen, real_weighted = returns.gae, networks.chosen, learner._weighted
 group_relative = advantages.group_relative
+real_whole, real_pairs = dpo.whole, losses.bradley_terry
 MISTAKES: dict[str, tuple[str, Any, str, Any, str]] = {
     "clip on the wrong side": ("ppo", losses, "clipped_surrogate", maximum, "clip 0.2"),
     "sign of the surrogate": (
@@ -134,6 +137,22 @@ MISTAKES: dict[str, tuple[str, Any, str, Any, str]] = {
     "temperature not applied": ("learner", networks, "chosen", hot, "log-probability of each token"),
     "support not replayed": ("learner", networks, "chosen", no_support, "probabilities of all texts"),
     "micro-batch means averaged": ("learner", learner, "_weighted", averaged, "gradient cut into micro-batches"),
+    "chosen and rejected exchanged": (
+        "preferences", dpo, "LOSS", {**dpo.LOSS, "sigmoid": lambda a, b, beta: losses.dpo(b, a, beta)},
+        "gradient there: the",
+    ),
+    "log-probabilities averaged over tokens": (
+        "preferences", dpo, "whole", lambda found, mask: real_whole(found, mask) / mask.sum(1), "gradient elsewhere",
+    ),
+    "1 / beta for 1 / (2 beta)": (
+        "preferences", dpo, "LOSS", {**dpo.LOSS, "ipo": lambda a, b, beta: preferences.ipo(a, b, beta / 2)}, "ipo:",
+    ),
+    "beta left out": (
+        "preferences", dpo, "LOSS", {**dpo.LOSS, "sigmoid": lambda a, b, beta: losses.dpo(a, b, 1.0)}, "loss at ref",
+    ),
+    "the worse answer scored higher": (
+        "preferences", losses, "bradley_terry", lambda a, b, margin=0.0: real_pairs(b, a, margin), "gradient at other",
+    ),
     "log-likelihood's sign": ("sft", losses, "nll", lambda logprobs: logprobs, "gradient = gradient of KL"),
 }  # fmt: skip
 

@@ -121,7 +121,7 @@ def test_missing_tensors_are_never_initialised_at_random(folder: Path) -> None:
 def test_a_classifier_is_no_language_model(folder: Path) -> None:
     config = tiny.model("llama").config
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    refused(folder, "lm_head.weight")
+    refused(folder, "is a reward model (LlamaForSequenceClassification)")
 
 
 def test_tensors_of_another_shape(folder: Path) -> None:

@@ -21,6 +21,11 @@ SAMPLER, WALKS, GRID = (
     "tests/worlds/test_walks.py::",
     "tests/worlds/test_gridworld.py::",
 )
+JUDGES, SCORING, DPO = (
+    "tests/recipes/test_reward_model_use.py::",
+    "tests/models/test_scoring.py::",
+    "tests/recipes/test_dpo.py::",
+)
 TREE, TEXT_GRID = "tests/worlds/test_prefix_tree.py::", "tests/recipes/test_text_grid.py::"
 GRID_IDENTITIES, LOOP = "tests/recipes/test_grid_identities.py::", "tests/recipes/test_loop.py::"
 
@@ -244,7 +249,38 @@ ON_THE_GRID = (
         GRID_IDENTITIES + "test_gae_with_the_exact_values_is_the_advantage_for_every_trace"),
 )  # fmt: skip
 
-MISTAKES = (*THE_LOSSES, *ADVANTAGES_AND_RETURNS, *MASKS_AND_WEIGHTS, *TOKENS_AND_SAMPLING, *ON_THE_GRID)
+ON_PREFERENCES = (
+    one("reward model: the margin is given, not asked for", "recipes/reward.py",
+        "losses.bradley_terry(chosen, rejected, goal.margin[0::2])",
+        "losses.bradley_terry(chosen, rejected, -goal.margin[0::2])",
+        "tests/recipes/test_reward_model.py::"
+        "test_the_loss_and_its_gradient_are_bradley_terrys_by_a_plain_forward"),
+    one("reward model: the score is read one token too early", "models/scoring.py",
+        "layout.source[everyone, batch.lengths - 1]", "layout.source[everyone, batch.lengths - 2]",
+        SCORING + "test_plain_transformers_opens_it_and_gives_the_same_scores[llama]"),
+    one("reward model: saved with its end token for padding", "models/scoring.py",
+        "if own is None or own in stop_ids:", "if own is None:",
+        SCORING + "test_the_score_is_read_at_the_stop_token_though_it_pads"),
+    one("the penalty for a missing end is taken from every answer", "recipes/reward_models.py",
+        "(penalty if short else 0.0)", "penalty",
+        JUDGES + "test_a_cut_completion_is_scored_as_it_is_or_pays_the_penalty"),
+    one("a reward model with another tokenizer is given the policy's ids", "recipes/reward_models.py",
+        "same = difference is None", "same = True",
+        JUDGES + "test_another_tokenizer_reads_the_text_anew"),
+    one("DPO: log-probabilities averaged over the answer", "recipes/dpo.py",
+        "torch.where(mask, found.logprobs, 0.0).sum(1)", "torch.where(mask, found.logprobs, 0.0).sum(1) / mask.sum(1)",
+        DPO + "test_the_loss_and_its_gradient_are_the_papers_by_a_plain_forward[sigmoid]"),
+    one("DPO: a resumed run takes the trained policy for its reference", "recipes/dpo.py",
+        "policy if run.resumed is None else starting_policy(recipe, shop)", "policy",
+        DPO + "test_a_run_that_goes_on_with_more_steps_asks_its_reference_anew"),
+    one("IPO stops at 1 / beta", "maths/preferences.py",
+        "1.0 / (2.0 * beta)", "1.0 / beta",
+        "tests/maths/test_preferences.py::test_ipo_is_the_square_of_the_distance_from_half_of_one_over_beta"),
+)  # fmt: skip
+
+MISTAKES = (
+    *THE_LOSSES, *ADVANTAGES_AND_RETURNS, *MASKS_AND_WEIGHTS, *TOKENS_AND_SAMPLING, *ON_THE_GRID, *ON_PREFERENCES,
+)  # fmt: skip
 SAMPLE = (
     "the sign of the surrogate",
     "the group's mean is over the whole batch",

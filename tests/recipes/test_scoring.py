@@ -90,6 +90,8 @@ def test_the_command_line_may_change_it(here: Path) -> None:
         here, "reward: rewards.py:f", ["reward.function=null", "reward.functions=[rewards.py:g, {builtin: exact}]"]
     )
     assert [part[0] for part in parts(several)] == ["rewards.py:g", "upslope.worlds.reward_builtin:exact"]
+    instead = recipe(here, "reward: [rewards.py:f, {builtin: exact}]", ["reward=rewards.py:g"])
+    assert parts(instead) == [("rewards.py:g", None, 1.0, None)]
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,11 @@ def algorithm_lines(trained: bool = True) -> Iterator[Line]:
     from upslope.certify.ground import ground
     from upslope.certify.grpo_lines import grpo_lines
     from upslope.certify.ppo_lines import ppo_lines
+    from upslope.certify.preference_lines import preference_lines
     from upslope.certify.trainings import grid_lines, training_lines
 
     known = ground()
-    for part in (learner_lines, sampler_lines, sft_lines, ppo_lines, grpo_lines):
+    for part in (learner_lines, sampler_lines, sft_lines, ppo_lines, grpo_lines, preference_lines):
         yield from part(known)
     yield from grid_lines(trained=trained)
     if trained:

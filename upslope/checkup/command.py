@@ -33,7 +33,7 @@ def check_command(recipe: Path, overrides: Sequence[str], kind: str | None, as_j
         return
     from upslope.checkup.show import show
 
-    show(found, Console(highlight=False, markup=False))
+    show(found, Console(emoji=False, highlight=False, markup=False))
 
 
 def _errors(error: UpslopeError) -> str:

@@ -77,6 +77,23 @@ class RowFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class PairFacts:
+    """Preferences: ``equal`` of ``rows`` have two equal answers and were left out. Lengths are those of the training
+    pairs' answers, with their end token; ``contradicting`` pairs stand the other way round too; ``joined`` rows had no
+    prompt; ``margins`` of the training pairs have one."""
+
+    equal: int
+    rows: int
+    chosen: Lengths | None
+    rejected: Lengths | None
+    chosen_longer: int
+    rejected_longer: int
+    contradicting: int
+    joined: int
+    margins: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepFacts:
     """A training step, and the run: ``passes`` over the training rows."""
 
@@ -148,6 +165,11 @@ class Checkup:
     disk: Bill | None
     notices: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    pairs: PairFacts | None = None
+    rejected: tuple[Segment, ...] = ()
+    """The rejected answer to the rendered prompt, whose chosen one is in ``rendered``."""
+    judges: tuple[str, ...] = ()
+    """Reward models: which, and how each reads completions."""
 
     def json(self) -> str:
         """Everything as one JSON object; control characters are escaped."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from upslope.checkup.facts import Checkup, Finding
 from upslope.checkup.ledger import adapter_of
+from upslope.checkup.pairs import PAIR_CHECKS
 from upslope.run.folder import occupied
 from upslope.views.numbers import percent, short
 
@@ -26,7 +27,7 @@ SMALL_MODEL = 20_000_000
 """Below so many parameters a network takes, and needs, far higher rates: nothing is said."""
 VERY_HIGH = 1e-2
 """Above it the recipe's own notice speaks."""
-MANY_PASSES = {"sft": 20.0}
+MANY_PASSES = {"sft": 20.0, "reward": 5.0, "dpo": 5.0}
 MANY_PASSES_RL = 50.0
 FEW_HELDOUT = 20
 
@@ -130,7 +131,8 @@ def rate(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
 
 def system_dropped(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
     """The chat template leaves out the system message that the recipe or the rows give."""
-    conversations = [row.prompt for row in seen.rows.examples] + [prompt.content for prompt in seen.rows.train]
+    conversations: list[Any] = [row.prompt for row in seen.rows.examples] + [pair.prompt for pair in seen.rows.pairs]
+    conversations += [prompt.content for prompt in seen.rows.train]
     own = next(
         (str(talk[0]["content"]) for talk in conversations
          if isinstance(talk, tuple) and talk and isinstance(talk[0], dict) and talk[0].get("role") == "system"),
@@ -158,20 +160,20 @@ def plain_text(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
             "meant to answer as in a chat, set model.chat_template: chatml or a Jinja file"
         )
         yield Finding("no template", "model.chat_template", text)
-    prompts: list[Any] = [row.prompt for row in seen.rows.examples] or [p.content for p in seen.rows.train]
+    answered = [(row.prompt, row.completion) for row in seen.rows.examples]
+    answered += [(pair.prompt, pair.chosen) for pair in seen.rows.pairs]
+    prompts: list[Any] = [prompt for prompt, _ in answered] or [p.content for p in seen.rows.train]
     texts = [text for text in prompts if isinstance(text, str)]
     spaced = sum(text != text.rstrip() for text in texts)
-    joined = sum(
-        isinstance(row.prompt, str) and row.completion is not None
-        and not row.prompt[-1:].isspace() and not row.completion[:1].isspace()
-        for row in seen.rows.examples
-    )  # fmt: skip
-    if joined:
-        row = next(row for row in seen.rows.examples if isinstance(row.prompt, str) and row.completion is not None)
-        end, start = str(row.prompt)[-12:], str(row.completion)[:12]
+    close = [
+        (prompt, answer) for prompt, answer in answered
+        if isinstance(prompt, str) and answer is not None and not prompt[-1:].isspace() and not answer[:1].isspace()
+    ]  # fmt: skip
+    if joined := len(close):
+        end, start = close[0][0][-12:], close[0][1][:12]
         text = f"{joined} completions follow their prompt without a space between ({end!r} + {start!r})"
         yield Finding("joined", "data.path", f"{text}: begin them with a space or the prompt's end with a line break")
-    elif spaced and not seen.rows.examples:
+    elif spaced and not answered:
         text = (
             f"{spaced} of {len(texts)} prompts end in white space, which most tokenizers write as part of the next "
             "word: the model is asked to go on from a place it has seldom seen"
@@ -182,7 +184,8 @@ def plain_text(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
 def double_start(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
     """A rendered prompt begins with two start tokens."""
     start = getattr(seen.renderer.tokenizer, "bos_token_id", None)
-    ids = list(seen.examples[0].token_ids) if seen.examples else seen.renderer.prompt(seen.train[0].content)
+    rows = [*seen.examples[:1], *(pair.chosen for pair in seen.pairs[:1])]
+    ids = list(rows[0].token_ids) if rows else seen.renderer.prompt(seen.train[0].content)
     if start is not None and ids[:2] == [start, start]:
         name = seen.renderer.tokenizer.convert_ids_to_tokens(int(start))
         yield Finding("double start", "model.chat_template", f"prompts begin with two start tokens ({name} {name})")
@@ -271,5 +274,5 @@ def folder_taken(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]
 
 CHECKS: tuple[Check, ...] = (
     reward_pays, reward_fails, too_big, answers_cut, system_dropped, double_start, stop_lost, plain_text, reward_varies,
-    reward_slow, rate, repeated_rows, held_out, many_passes, folder_taken,
+    reward_slow, *PAIR_CHECKS, rate, repeated_rows, held_out, many_passes, folder_taken,
 )  # fmt: skip

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from upslope.checkup.facts import Checkup, Lengths, ModelFacts, RewardFacts, RowFacts, StepFacts, Trial
 from upslope.checkup.findings import findings
 from upslope.checkup.ledger import disk_bill, memory_bill, trained_parameters
+from upslope.checkup.pairs import pair_facts, rendered_pair
 from upslope.errors import InputError, RewardError
-from upslope.recipes.configs import Recipe, SftRecipe
+from upslope.recipes.configs import PAIRED, Recipe, SftRecipe
 from upslope.recipes.setup import RewardFunction, Survey, precheck, survey
 from upslope.run.recipe import Loaded
 from upslope.views.rendered import Segment, segments
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ANSWER_COLUMNS = ("answer", "completion", "output", "solution", "target")
 """Columns that may hold the right answer, the likeliest first."""
-CHECKED = ("sft", "ppo", "grpo")
+CHECKED = ("sft", "reward", "ppo", "grpo", "dpo")
 TRIED_ROWS = 8
 MEASURED = 2000
 """Rows whose tokens are counted. (Prompts that are too long are counted among all, by the run's own code.)"""
@@ -59,7 +60,7 @@ def check(loaded: Loaded[Any], reward: RewardFunction | None = None) -> Checkup:
         shapes = _shapes(seen)
         answers = _answers(recipe, seen)
         tried = _try_reward(recipe, seen, answers)
-        row, rendered = _rendered(recipe, seen)
+        row, rendered, rejected = rendered_pair(seen) if seen.pairs else (*_rendered(recipe, seen), ())
     model = _model(recipe, seen, shapes)
     step = _step(recipe, seen)
     rows = _rows(recipe, seen, answers)
@@ -67,9 +68,15 @@ def check(loaded: Loaded[Any], reward: RewardFunction | None = None) -> Checkup:
     found = Checkup(
         loaded.name, recipe.kind, folder, model, rows, step, rendered, row, tried,
         memory_bill(recipe, seen, rows, step, model), disk_bill(recipe, seen, rows, step, model, Path(folder)),
-        tuple(notices),
+        tuple(notices), pairs=pair_facts(seen), rejected=rejected, judges=_judges(seen),
     )  # fmt: skip
     return _with_findings(found, loaded, seen)
+
+
+def _judges(seen: Survey) -> tuple[str, ...]:
+    """The recipe's reward models, in words."""
+    ways = {True: "reads the sampled tokens as they are", False: "reads completions rendered anew, from text"}
+    return tuple(f"{judge.entry.model} ({judge.name}), {ways[judge.same]}" for judge in seen.judges)
 
 
 def _with_findings(found: Checkup, loaded: Loaded[Any], seen: Survey) -> Checkup:
@@ -142,7 +149,8 @@ def answer_column(prompts: Sequence[Prompt]) -> str | None:
 def _as_text(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a completion of one message
         return str(value[-1].get("content", ""))
-    return str(value[0]) if isinstance(value, list) and len(value) == 1 else str(value)
+    text = str(value[0]) if isinstance(value, list) and len(value) == 1 else str(value)
+    return text.encode(errors="replace").decode()  # half a character, which no tokenizer takes
 
 
 def _key(content: Any) -> str:
@@ -155,6 +163,8 @@ def _loosely(content: Any) -> str:
 
 
 def _rows(recipe: Recipe, seen: Survey, answers: Mapping[str, str]) -> RowFacts:
+    if isinstance(recipe, PAIRED):
+        return _pair_rows(recipe, seen)
     supervised = isinstance(recipe, SftRecipe)
     prompts: list[Any] = [row.prompt for row in seen.rows.examples] if supervised else [
         prompt.content for prompt in seen.rows.train
@@ -188,6 +198,22 @@ def _rows(recipe: Recipe, seen: Survey, answers: Mapping[str, str]) -> RowFacts:
     )  # fmt: skip
 
 
+def _pair_rows(recipe: Recipe, seen: Survey) -> RowFacts:
+    """Of preferences: the prompts, and of both answers the tokens that are trained on."""
+    facts, rows, kept = seen.rows.facts or {}, seen.rows.pairs, seen.rows.heldout_pairs
+    prompts = [pair.prompt for pair in rows]
+    repeated, _ = _repetitions(prompts, [(pair.chosen, pair.rejected) for pair in rows])
+    trained_on = {_loosely(prompt) for prompt in prompts}
+    sides = [side for pair in seen.pairs for side in (pair.chosen, pair.rejected)]
+    return RowFacts(
+        str(facts.get("path") or f"task {facts.get('task')}"), recipe.data.path is not None, len(seen.pairs),
+        len(seen.heldout_pairs), min(recipe.train.eval_prompts, len(seen.heldout_pairs)), repeated, 0,
+        sum(_loosely(pair.prompt) in trained_on for pair in kept),
+        Lengths.of([pair.chosen.trainable.index(True) for pair in seen.pairs]),
+        Lengths.of([sum(side.trainable) for side in sides]),
+    )  # fmt: skip
+
+
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
     """At most ``MEASURED`` rows, evenly spread: rendering all of many a second time would take long."""
     step = max(1, -(-len(rows) // MEASURED))
@@ -209,14 +235,15 @@ def _repetitions(prompts: Sequence[Any], told: Sequence[Any]) -> tuple[int, int]
 
 def _step(recipe: Recipe, seen: Survey) -> StepFacts:
     train = recipe.train
-    rows = len(seen.examples) if isinstance(recipe, SftRecipe) else len(seen.train)
+    by_rows = isinstance(recipe, (SftRecipe, *PAIRED))
+    rows = len(seen.pairs) or len(seen.examples) if by_rows else len(seen.train)
     samples = 0
-    if not isinstance(recipe, SftRecipe):
+    if not by_rows:
         section = getattr(recipe, recipe.kind)
         samples = train.prompts * getattr(section, "group", getattr(section, "samples", 1))
-    inner = 1 if isinstance(recipe, SftRecipe) else train.epochs * train.minibatches
+    inner = 1 if by_rows else train.epochs * train.minibatches
     return StepFacts(
-        train.steps, train.prompts, samples, seen.sampling.max_new_tokens, inner, train.steps * train.prompts / rows,
+        train.steps, train.prompts, samples, seen.room, inner, train.steps * train.prompts / rows,
         rows / train.prompts,
     )  # fmt: skip
 
@@ -231,7 +258,7 @@ def _rendered(recipe: Recipe, seen: Survey) -> tuple[str, tuple[Segment, ...]]:
         ids, wanted, name = list(row.token_ids), list(row.trainable), row.id
     else:
         prompt = seen.train[0]
-        ids = renderer.prompt(prompt.content)[-(seen.card.context - seen.sampling.max_new_tokens) :]
+        ids = renderer.prompt(prompt.content)[-(seen.card.context - seen.room) :]
         wanted, name = [False] * len(ids), prompt.id
     texts = pieces(renderer.tokenizer, ids)
     return name, tuple(segments(texts, ids, wanted, renderer.stop_ids))

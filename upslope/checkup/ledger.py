@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from upslope.checkup.facts import Bill, ModelFacts, RowFacts, StepFacts
 from upslope.models import memory
-from upslope.recipes.configs import PpoRecipe, Recipe, SftRecipe
+from upslope.recipes.configs import PAIRED, PpoRecipe, Recipe, SftRecipe
 from upslope.run import resources
 
 if TYPE_CHECKING:
     from upslope.models.loading import Card
     from upslope.recipes.setup import Survey
 
-SLOTS = 128
-"""Completions that the sampler runs at once (``rollout.sampler``)."""
 LOG_BYTES = 40
 """About so many bytes of ``rollouts/`` for each sampled token: its id, its log-probability and its text."""
 KEPT = 2
@@ -65,7 +63,10 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
         return None
     supervised = isinstance(recipe, SftRecipe)
     prompt = rows.prompt.longest if rows.prompt else 0
-    if supervised:
+    if isinstance(recipe, PAIRED):
+        longest = max((max(len(p.chosen.token_ids), len(p.rejected.token_ids)) for p in seen.pairs), default=1)
+        in_a_step = 2 * step.prompts * longest
+    elif supervised:
         longest = max((len(row.token_ids) for row in seen.examples), default=1)
         in_a_step = step.prompts * longest
     else:
@@ -73,16 +74,20 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
         in_a_step = step.completions * longest
     section = getattr(recipe, recipe.kind, None)
     sampled = step.completions or (rows.evaluated if seen.reward is not None else 0)
+    slots = recipe.sampling.slots if hasattr(recipe, "sampling") else 0
     parts = dict(
         memory.bill(
             shape, dtype_bytes=seen.dtype.itemsize, adapter=adapter_of(recipe, seen.card),
             tokens=max(min(recipe.train.micro_batch_tokens, in_a_step), longest), longest=longest,
             reference=getattr(section, "kl_coef", 0) > 0, critic=isinstance(recipe, PpoRecipe),
-            checkpointing=recipe.model.gradient_checkpointing, slots=min(SLOTS, max(sampled, rows.evaluated)),
+            checkpointing=recipe.model.gradient_checkpointing, slots=min(slots, max(sampled, rows.evaluated)),
             capacity=longest, continued=seen.card.adapter is not None,
         )
     )  # fmt: skip
     needed = parts.pop("peak")
+    if judges := sum(_stored_weights(judge.card) for judge in seen.judges) * seen.dtype.itemsize:
+        parts["reward models"] = judges
+        needed += judges
     if seen.device.type == "cuda":
         import torch
 
@@ -91,6 +96,13 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
     there = resources.memory()
     free_now = there.available if there.available is not None else there.total
     return Bill(parts, needed, free_now, "free in main memory")
+
+
+def _stored_weights(card: Card) -> int:
+    """Numbers in a model's files; 0 where they are not to be had."""
+    from upslope.models import weights
+
+    return weights.parameters(weights.find(card.source) or {}, tied=False)
 
 
 def disk_bill(

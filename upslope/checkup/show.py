@@ -63,7 +63,13 @@ def _rows(found: Checkup) -> Iterator[tuple[str, RenderableType]]:
     )
     if rows.prompt:
         yield "", Text(f"prompts of {_lengths(rows.prompt)}")
-    if rows.trained:
+    if found.pairs is not None and found.pairs.chosen and found.pairs.rejected:
+        pairs = found.pairs
+        both = (pairs.chosen, pairs.rejected)
+        yield "", Text("chosen answers of {}, rejected ones of {}".format(*(_lengths(each) for each in both if each)))
+        longer, shorter = whole(pairs.chosen_longer), whole(pairs.rejected_longer)
+        yield "", Text(f"the chosen one is longer in {longer} pairs, shorter in {shorter}")
+    if rows.trained and found.pairs is None:
         yield "", Text(f"{whole(rows.trained.total)} tokens to train on, {_lengths(rows.trained)} a row")
     if rows.answers:
         column = f" (column {clean(rows.answer_column, 60)})" if rows.answer_column else ""
@@ -82,7 +88,13 @@ def _rows(found: Checkup) -> Iterator[tuple[str, RenderableType]]:
     if step.completions:
         told = f"at most {step.longest_completion} tokens, {step.completions // step.prompts} times"
         after = [("sampled", Text(told, style=STYLES["sampled"]))]
+    if found.rejected:
+        after = [("rejected" if segment.kind == "trained" else _label(segment), Text(clean(segment.text, 1800)))
+                 for segment in found.rejected]  # fmt: skip
     yield "", row_table(found.rendered, _label, after)
+    for judge in found.judges:
+        yield "", Text()
+        yield "reward", Text(clean(judge, 300), style=DIM)
     if found.reward is not None:
         yield "", Text()
         reward = found.reward
@@ -99,7 +111,7 @@ def _rows(found: Checkup) -> Iterator[tuple[str, RenderableType]]:
 def _step(found: Checkup) -> str:
     step = found.step
     if not step.completions:
-        return f"{whole(step.prompts)} rows"
+        return f"{whole(step.prompts)} {'pairs' if found.pairs is not None else 'rows'}"
     samples = step.completions // step.prompts
     times = f" x {samples} completions" if samples > 1 else ", one completion each"
     count = f" = {whole(step.completions)}" if samples > 1 else ""

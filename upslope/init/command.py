@@ -31,6 +31,8 @@ WHAT = {
     "dpo": "learn from pairs of a better and a worse completion, without a reward",
 }
 REWARD = "rewards.py:correct"
+PAIRED_TASK = "worked-sums"
+"""A built-in task that brings preferences."""
 
 
 def init_command(wish: Wish, force: bool, console: Console, ask: Callable[[str], str] | None) -> None:
@@ -74,9 +76,10 @@ def complete(wish: Wish, console: Console, ask: Callable[[str], str] | None) -> 
             ask and said_nothing
         ) else BUNDLED  # fmt: skip
         wish = replace(wish, model=model)
+    usual_task = PAIRED_TASK if wish.kind in ("reward", "dpo") else "arithmetic"
     if wish.data is None and wish.task is None:
         tasks = ", ".join(TASKS)
-        source = _asked(ask, f"Which rows? A file of yours, a hub dataset, or a built-in task ({tasks})", "arithmetic",
+        source = _asked(ask, f"Which rows? A file of yours, a hub dataset, or a built-in task ({tasks})", usual_task,
                         "--data or --task", _source)  # fmt: skip
         wish = replace(wish, task=source) if source in TASKS else replace(wish, data=source)
     if wish.data is not None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import InputError
-from upslope.recipes.configs import RECIPES, Recipe, SftRecipe
+from upslope.recipes.configs import PAIRED, RECIPES, Recipe, SftRecipe
 from upslope.run.recipe_errors import keys
 from upslope.run.recipe_yaml import flow_text
 from upslope.text import rows as reading
+from upslope.text.preferences import peek_pairs
 from upslope.text.row_sources import READERS, kind_of
 
 BUNDLED = "smollm2-135m-instruct"
@@ -27,6 +28,8 @@ OWN_KEYS = {
     "sft": ("sft.max_tokens",),
     "ppo": ("ppo.critic_lr", "ppo.kl_coef"),
     "grpo": ("grpo.group", "grpo.kl_coef"),
+    "reward": ("reward_model.max_tokens",),
+    "dpo": ("dpo.loss", "dpo.beta", "dpo.max_tokens"),
 }
 """Keys of an algorithm's own section that a first recipe shows."""
 SAMPLING_KEYS = ("sampling.max_new_tokens", "sampling.temperature")
@@ -34,6 +37,7 @@ SHORTER = {
     "optim.decay": "constant, linear or cosine; the last two fall to a tenth at the last step",
     "lora.rank": "of the adapter; more learns more and takes more memory",
 }
+PREFERENCE = ("prompt", "chosen", "rejected")
 TRAIN_KEYS = ("train.steps", "train.prompts", "train.eval_every", "train.save_every")
 PPO_TRAIN_KEYS = (*TRAIN_KEYS[:2], "train.epochs", "train.minibatches", *TRAIN_KEYS[2:])
 
@@ -92,7 +96,7 @@ def recipe_text(wish: Wish) -> str:
         ("sampling", SAMPLING_KEYS if kind in ("ppo", "grpo") else ()),
         ("optim", ("optim.lr", "optim.decay")),
         ("train", PPO_TRAIN_KEYS if kind == "ppo" else TRAIN_KEYS),
-        (kind, OWN_KEYS.get(kind, ())),
+        ("reward_model" if kind == "reward" else kind, OWN_KEYS.get(kind, ())),
     ]
     for section, names in groups:
         shown = [key for key in names if key in keys(schema)]
@@ -120,11 +124,12 @@ def column_map(source: str, schema: type[Recipe]) -> dict[str, str]:
 
     Empty where the rows are a hub's, or nothing fits: the run says what is missing.
     """
-    need = ("prompt", "completion") if schema is SftRecipe else ("prompt",)
+    paired = schema in PAIRED
+    need = PREFERENCE if paired else ("prompt", "completion") if schema is SftRecipe else ("prompt",)
     found: dict[str, str] = {}
     for _ in need:
         try:
-            reading.peek(source, found, need=need)
+            peek_pairs(source, found) if paired else reading.peek(source, found, need=need)
         except InputError as error:
             mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
             if mapped is None or mapped[2] == "NAME_OF_YOUR_COLUMN":

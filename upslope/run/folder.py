@@ -103,8 +103,8 @@ class RunFolder:
             _refuse_wrong_kind(path, mode)
             path.mkdir(parents=True, exist_ok=True)
             _lock(path)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL or half a character in it
+            reason = getattr(error, "strerror", None) or str(error)
             raise InputError(str(path), f"it cannot be written ({reason})", "give another folder") from error
         try:
             record, notices = _prepare(path, recipe_text, mode, allow_change)
@@ -224,8 +224,9 @@ def occupied(path: Path) -> InputError | None:
             _refuse_content(path, _content(path), read_record(path), "new")
     except InputError as error:
         return error
-    except OSError as error:
-        return InputError(str(path), f"it cannot be read ({error.strerror or error})", "give another folder")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return InputError(str(path), f"it cannot be read ({reason})", "give another folder")
     return None
 
 

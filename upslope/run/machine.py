@@ -15,6 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from upslope.errors import InputError, MachineError
+
+STANDS_ON = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "peft")
+"""Packages that every training loads, and whose older versions fail in the midst of it, or are unsafe."""
 _SECRET_NAME = re.compile(r"(?:^|[._-])(?:token|secret|password|passwd|api[-_]?key|credentials?)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-|AKIA|AIza)[A-Za-z0-9_\-]{8,}")
 MASK = "***"
@@ -45,6 +49,42 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def check_packages(of: str = "upslope") -> None:
+    """See that the packages that a training loads are of versions that ``of`` asks for, from their metadata alone.
+
+    Raises:
+        MachineError: the first that is not, with both versions.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(text) for text in metadata.requires(of) or ()]
+    except metadata.PackageNotFoundError:  # a source tree that was never installed
+        return
+    for requirement in asked:
+        if requirement.name not in STANDS_ON or requirement.marker is not None:
+            continue
+        installed = _version(requirement.name)
+        known = installed != "not installed"
+        if known and requirement.specifier.contains(installed.partition("+")[0], prereleases=True):
+            continue
+        found = f"is {installed}" if known else "is not installed"
+        fix = f"pip install -U '{requirement.name}{requirement.specifier}'; `upslope doctor` lists the rest"
+        raise MachineError(requirement.name, f"{found}, {requirement.specifier} is needed", fix)
+
+
+def check_alone(environment: Mapping[str, str]) -> None:
+    """A run is one process: several that a launcher started would all do the same, in one folder.
+
+    Raises:
+        InputError: ``WORLD_SIZE`` says that there are several.
+    """
+    size = environment.get("WORLD_SIZE", "").strip()
+    if size not in ("", "0", "1"):
+        problem = f"is {size[:20]!r} in the environment, as torchrun and accelerate set it, but a run is one process"
+        raise InputError("WORLD_SIZE", problem, "start upslope without them, or unset WORLD_SIZE if nobody meant it")
 
 
 def masked(arguments: Sequence[str]) -> list[str]:

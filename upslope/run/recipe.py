@@ -136,7 +136,7 @@ def _notices(recipe: BaseModel, draft: Draft) -> Iterator[str]:
         rate = number(key)
         if lora and rate is not None and key not in draft.where:
             yield f"{key}: {shown(rate)}, ten times its usual default, because lora trains few weights"
-        if lora and rate is not None and key in draft.where and rate < LOW_LORA_RATE:
+        if lora and rate is not None and key in draft.where and rate < LOW_LORA_RATE and "dpo" not in values:
             yield (
                 f"{draft.at(key)}: {shown(rate)} suits training all weights. LoRA usually learns best at about ten "
                 "times such a rate: 1e-4 to 1e-3."

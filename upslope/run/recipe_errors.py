@@ -88,7 +88,7 @@ def validate(draft: Draft, schema: type[R]) -> R:
         InputErrors: everything that is wrong with it, in the order of the file: repeated and unknown keys, values of a
             wrong kind or out of range, missing keys, keys that do not go together, secrets.
     """
-    _refuse_secrets(draft)
+    _sift(draft)
     failure: ValidationError | None = None
     recipe: R | None = None
     try:
@@ -115,8 +115,9 @@ def _line(error: InputError) -> float:
     return float(number[1]) if number else float("inf")
 
 
-def _refuse_secrets(draft: Draft) -> None:
-    """Takes secrets out of the draft, so that they reach neither a message nor a run folder."""
+def _sift(draft: Draft) -> None:
+    """Finds what no recipe may hold: secrets, which are taken out so that they reach neither a message nor a run
+    folder, NUL, and whole numbers beyond 64 bits."""
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, dict):
@@ -132,6 +133,12 @@ def _refuse_secrets(draft: Draft) -> None:
         elif isinstance(node, str) and SECRET_VALUE.search(node):
             draft.errors.append(_secret(draft, path))
             return SECRET_VALUE.sub("***", node)
+        elif isinstance(node, str) and "\0" in node:  # no file, no tokenizer and no environment takes one
+            draft.errors.append(InputError(draft.at(path), "holds a NUL character", "remove it"))
+            return node.replace("\0", "")
+        elif isinstance(node, int) and abs(node) >= 2**63:
+            draft.errors.append(InputError(draft.at(path), "is too large", "give a number within 64 bits"))
+            return 1
         return node
 
     walk(draft.data, "")

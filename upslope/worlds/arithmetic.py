@@ -78,9 +78,7 @@ class Arithmetic:
     def _rows(self, split: str) -> list[tuple[str, str, str]]:
         numbers = self.numbers(split)
         sign, compute = OPERATIONS[self.operation]
-        return [
-            (f"{self.operation}-{a}-{b}", f"What is {a} {sign} {b}?", str(compute(a, b))) for a, b in numbers
-        ]
+        return [(f"{self.operation}-{a}-{b}", f"What is {a} {sign} {b}?", str(compute(a, b))) for a, b in numbers]
 
     def prompts(self, split: str) -> list[Prompt]:
         """The prompts of ``train`` or ``heldout``, each with its ``answer`` column, in an order drawn from the seed."""

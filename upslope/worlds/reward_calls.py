@@ -85,7 +85,8 @@ def call_of(groups: Sequence[Group], state: Mapping[str, int] | None = None) -> 
     """One call for the completions of all groups, in order.
 
     A plain prompt and its completion are strings; of a conversation both are lists of messages, the completion one
-    assistant message, or all that was said where tools are called. A column that some rows lack is ``None`` there. Row ids are ``prompt id # sample``.
+    assistant message, or all that was said where tools are called. A column that some rows lack is ``None`` there. Row
+    ids are ``prompt id # sample``.
     """
     prompts: list[Any] = []
     completions: list[Any] = []

@@ -101,3 +101,12 @@ def test_a_minibatch_that_teaches_nothing_takes_no_step() -> None:
     batch, targets = grpo.learn_from(recipe, rollouts([1.0, 1.0], [True, True], 2), learner, None, Clock())
     assert grpo.update(recipe, learner, batch, targets, [0, 1], first=True) == {"loss": 0.0, "grad_norm": 0.0}
     assert learner.version == 0
+
+
+def test_an_update_tells_its_loss_its_gradient_s_norm_and_its_rate() -> None:
+    recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=GrpoSection(group=2))
+    learner = policy(tiny.served())
+    batch, targets = grpo.learn_from(recipe, rollouts([1.0, 0.0], [True, True], 2), learner, None, Clock())
+    told_of = grpo.update(recipe, learner, batch, targets, [0, 1], first=True)
+    assert {"loss", "entropy", "grad_norm", "lr"} <= set(told_of) and told_of["grad_norm"] > 0
+    assert told_of["lr"] == learner.optimizer.settings.rate(0)

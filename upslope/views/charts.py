@@ -12,7 +12,7 @@ from upslope.views.numbers import short
 from upslope.views.safe_text import clean, clean_html
 
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 26
 MOST_POINTS = 400
 SMOOTHED_FROM = 40  # points from which a mean line is drawn over the raw one
 SMOOTHING = "Thin lines: each step. Thick lines: the mean of the tenth of the run around it."

@@ -113,7 +113,10 @@ def test_maths_imports_torch_jaxtyping_and_the_standard_library_only() -> None:
 
 def test_recipes_can_be_checked_without_torch() -> None:
     """Files that are read before a recipe's errors are told: no import of torch at their top level."""
-    early = ["api.py", "cli.py", "errors.py", "recipes/configs.py", "recipes/setup.py", "recipes/evaluation.py"]
+    early = [
+        "api.py", "cli.py", "errors.py", "recipes/configs.py", "recipes/setup.py", "recipes/run_rows.py",
+        "recipes/evaluation.py",
+    ]  # fmt: skip
     for name in early:
         tree = ast.parse((ROOT / name).read_text("utf-8"))
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])

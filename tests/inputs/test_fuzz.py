@@ -23,14 +23,15 @@ from tests.recipes.support import one_thread
 from upslope import cli
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import RECIPES
-from upslope.recipes.setup import load_rows, precheck
+from upslope.recipes.run_rows import load_rows
+from upslope.recipes.setup import precheck
 from upslope.run.recipe import build
 from upslope.run.recipe_errors import keys
 from upslope.run.recipe_hints import FOREIGN
 from upslope.text.rendering import Renderer
 from upslope.text.rows import to_examples
 from upslope.types import Prompt
-from upslope.worlds.reward_calls import Group, _request, call_of
+from upslope.worlds.reward_calls import RESERVED, Group, _request, call_of
 
 __all__ = ["one_thread"]
 DEEP = int(os.environ.get("UPSLOPE_FUZZ", "1"))
@@ -77,8 +78,11 @@ BASE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def check(text: bytes, *arguments: str) -> int:
-    """Exit code of ``upslope check`` on a recipe of these bytes; what is printed must be safe and say what to do."""
+def assert_answered(text: bytes, *arguments: str) -> int:
+    """Asserts that ``upslope check`` on a recipe of these bytes ends in words that are safe and say what to do.
+
+    Returns its exit code.
+    """
     Path("recipe.yaml").write_bytes(text)
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
@@ -186,7 +190,7 @@ def test_recipes_of_random_keys_and_values(kind: str, data: st.DataObject) -> No
     recipe = json.loads(json.dumps(BASE[kind]))
     for _ in range(data.draw(st.integers(1, 3))):
         put(recipe, data.draw(names(kind)), data.draw(values))
-    check(
+    assert_answered(
         yaml.safe_dump(recipe, allow_unicode=data.draw(st.booleans())).encode("utf-8", "surrogatepass"), "--kind", kind
     )
 
@@ -200,7 +204,7 @@ def test_recipes_of_random_bytes(kind: str, pieces: list[bytes], seed: int) -> N
         lines = [0, *(at + 1 for at, byte in enumerate(text) if byte == 10)]
         at = dice.choice([dice.randrange(len(text) + 1), dice.choice(lines)])
         text = text[:at] + piece + text[at + dice.choice([0, 0, 1, 8]) :]
-    check(text, "--kind", kind)
+    assert_answered(text, "--kind", kind)
 
 
 @settings(QUIET, max_examples=40 * DEEP)
@@ -212,23 +216,26 @@ def test_overrides_of_random_keys_and_values(kind: str, data: st.DataObject) -> 
         name, value = data.draw(names(kind)), data.draw(shown)
         spelt = data.draw(st.sampled_from(["{}={}", "--{}={}", "--{} {}", "{} {}", "{}", "--{}"]))
         tokens += [part for part in spelt.format(name, value).split(" ", 1) if part != "--debug"]
-    check(yaml.safe_dump(BASE[kind]).encode(), *(token.replace("\0", "") for token in tokens), "--kind", kind)
+    assert_answered(yaml.safe_dump(BASE[kind]).encode(), *(token.replace("\0", "") for token in tokens), "--kind", kind)
 
 
 @pytest.mark.parametrize("piece", SPLICES, ids=repr)
 def test_each_piece_at_the_end_of_a_recipe(piece: bytes) -> None:
-    check(yaml.safe_dump(BASE["grpo"]).encode() + piece, "--kind", "grpo")
+    assert_answered(yaml.safe_dump(BASE["grpo"]).encode() + piece, "--kind", "grpo")
 
 
 def test_what_is_whole_would_run() -> None:
     """The checks above are not passed by refusing everything."""
     for kind, recipe in BASE.items():
-        assert check(yaml.safe_dump(recipe).encode(), "--kind", kind) == 0
+        assert assert_answered(yaml.safe_dump(recipe).encode(), "--kind", kind) == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
-def rows_through(content: bytes, suffix: str, kind: str) -> str:
-    """What becomes of a file of rows: ``refused`` and why, or read, rendered and sent on to reward and logs."""
+def assert_read_or_refused(content: bytes, suffix: str, kind: str) -> bool:
+    """Asserts that a file of rows is refused with a fix, or read, rendered and sent on to reward and logs.
+
+    Returns whether it was read.
+    """
     path = Path(f"fuzz{suffix}")
     path.write_bytes(content)
     given = {
@@ -244,7 +251,7 @@ def rows_through(content: bytes, suffix: str, kind: str) -> str:
         rows = load_rows(recipe.data, (), 0, kind == "sft")
     except (InputError, InputErrors) as error:
         assert "Fix: " in str(error)
-        return f"refused: {error}"
+        return False
     renderer = Renderer(tiny.tokenizer(), (2,))
     for prompt in [*rows.train, *rows.heldout]:
         assert isinstance(prompt, Prompt) and renderer.prompt(prompt.content)
@@ -252,10 +259,9 @@ def rows_through(content: bytes, suffix: str, kind: str) -> str:
         assert any(renderer.example(example_).trainable)
     prompts = [prompt for prompt in rows.train if not set(prompt.columns) & set(RESERVED)]
     _request(call_of([Group(prompt, ("a",)) for prompt in prompts])).decode()
-    return "read"
+    return True
 
 
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 cells = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
     | st.sampled_from(["", " ", "\x00", "\ud800", "\x1b[2J", "a" * 3000, "user", "assistant", "\u2028", "\r\n"]),
@@ -309,36 +315,55 @@ BROKEN = [
 def test_rows_of_random_columns(rows: list[Any], suffix: str, kind: str, ascii_only: bool) -> None:
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
     text = "\n".join(lines) if suffix == ".jsonl" else "[" + ",".join(lines) + "]"
-    rows_through(text.encode("utf-8", "surrogatepass"), suffix, kind)
+    read = assert_read_or_refused(text.encode("utf-8", "surrogatepass"), suffix, kind)
+    assert not read or (rows and all(isinstance(row, dict) for row in rows))
+
+
+spoken = st.text(min_size=1, max_size=8).filter(str.strip)
+others = st.dictionaries(st.text(max_size=5).filter(lambda name: name not in {*COLUMNS, *RESERVED}), cells, max_size=3)
+
+
+@settings(QUIET, max_examples=60 * DEEP)
+@given(st.lists(st.tuples(spoken, spoken, others), min_size=1, max_size=4), st.sampled_from([".jsonl", ".json"]),
+       st.sampled_from(["grpo", "sft"]))  # fmt: skip
+def test_columns_beside_the_texts_may_hold_anything(rows: list[Any], suffix: str, kind: str) -> None:
+    whole = [{**more, "prompt": prompt, "completion": completion} for prompt, completion, more in rows]
+    text = "\n".join(map(json.dumps, whole)) if suffix == ".jsonl" else json.dumps(whole)
+    assert assert_read_or_refused(text.encode(), suffix, kind)
 
 
 @settings(QUIET, max_examples=100 * DEEP)
 @given(st.sampled_from(BROKEN) | st.binary(max_size=60), st.sampled_from(BROKEN[:12]) | st.binary(max_size=20),
        st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]), st.sampled_from(["grpo", "sft"]))  # fmt: skip
 def test_rows_of_random_bytes(first: bytes, second: bytes, suffix: str, kind: str) -> None:
-    rows_through(first + b"\n" + second, suffix, kind)
+    """None of them has the column completion, none is the whole of a Parquet file."""
+    read = assert_read_or_refused(first + b"\n" + second, suffix, kind)
+    assert not read or (kind == "grpo" and suffix != ".parquet")
+
+
+line = st.lists(st.text(max_size=5), min_size=2, max_size=2) | st.lists(st.text(max_size=5), min_size=1, max_size=4)
 
 
 @settings(QUIET, max_examples=50 * DEEP)
-@given(st.lists(st.lists(st.text(max_size=5), min_size=1, max_size=4), min_size=1, max_size=5))
+@given(st.lists(line, min_size=1, max_size=5))
 def test_csv_of_random_cells(table: list[list[str]]) -> None:
     import csv
 
     out = io.StringIO()
-    with contextlib.suppress(csv.Error):
-        csv.writer(out).writerows([["prompt", "completion"], *table])
-    for kind in ("grpo", "sft"):
-        rows_through(out.getvalue().encode("utf-8", "surrogatepass"), ".csv", kind)
+    csv.writer(out).writerows([["prompt", "completion"], *table])
+    for kind, texts in (("grpo", 1), ("sft", 2)):
+        read = assert_read_or_refused(out.getvalue().encode(), ".csv", kind)
+        assert read == all(len(row) == 2 and all(cell.strip() for cell in row[:texts]) for row in table)
 
 
 def test_a_cell_of_a_megabyte_is_read() -> None:
-    assert rows_through(b"prompt\n" + b"a" * 1_000_000 + b"\n", ".csv", "grpo") == "read"
+    assert assert_read_or_refused(b"prompt\n" + b"a" * 1_000_000 + b"\n", ".csv", "grpo")
 
 
 def test_whole_rows_are_read() -> None:
     good = [{"prompt": f"say {n}", "completion": str(n), "extra": [None, {"a": 1.5}]} for n in range(6)]
-    assert rows_through("".join(json.dumps(row) + "\n" for row in good).encode(), ".jsonl", "grpo") == "read"
-    assert rows_through(json.dumps(good).encode(), ".json", "sft") == "read"
+    assert assert_read_or_refused("".join(json.dumps(row) + "\n" for row in good).encode(), ".jsonl", "grpo")
+    assert assert_read_or_refused(json.dumps(good).encode(), ".json", "sft")
     talk = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
-    assert rows_through(json.dumps(talk).encode(), ".json", "sft") == "read"
+    assert assert_read_or_refused(json.dumps(talk).encode(), ".json", "sft")
     assert len(to_examples(talk, "talk")) == 3

@@ -55,7 +55,7 @@ def peft_adapter(base: Path, out: Path, config: Any) -> Path:
     return out
 
 
-def refused(folder: Path | str, *words: str) -> InputError:
+def assert_refused(folder: Path | str, *words: str) -> InputError:
     """The error of the whole way: the card, then the weights."""
     with pytest.raises(InputError) as caught:
         loading.load(loading.read_card(str(folder)), torch.device("cpu"), torch.float32)
@@ -148,52 +148,52 @@ def test_a_base_of_ours_is_known_again_on_another_machine(folder: Path, name: st
 # ------------------------------------------------------------------------------------------------------------- refusals
 def test_pickle_weights(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    refused(folder, "only adapter_model.bin", "pickle runs code", "save it again")
+    assert_refused(folder, "only adapter_model.bin", "pickle runs code", "save it again")
 
 
 def test_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    refused(folder, "has no weights")
+    assert_refused(folder, "has no weights")
 
 
 def test_a_whole_model_and_an_adapter_in_one_folder(folder: Path, base: Path) -> None:
     shutil.copy(base / "model.safetensors", folder)
     shutil.copy(base / "config.json", folder)
-    refused(folder, "a whole model (model.safetensors) and an adapter", "move adapter_config.json away")
+    assert_refused(folder, "a whole model (model.safetensors) and an adapter", "move adapter_config.json away")
 
 
 def test_a_git_lfs_pointer(folder: Path) -> None:
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
-    refused(folder, "git-lfs pointer", "git lfs pull")
+    assert_refused(folder, "git-lfs pointer", "git lfs pull")
 
 
 def test_a_file_that_is_cut_short(folder: Path) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    refused(folder, "cut short")
+    assert_refused(folder, "cut short")
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
 def test_a_broken_config(folder: Path, text: str, words: str) -> None:
     (folder / CONFIG).write_text(text)
-    refused(folder, words)
+    assert_refused(folder, words)
 
 
 @pytest.mark.parametrize("named", [None, "", 7])
 def test_no_base_named(folder: Path, named: Any) -> None:
     edit(folder, base_model_name_or_path=named)
-    refused(folder, "names no base model", "set base_model_name_or_path in")
+    assert_refused(folder, "names no base model", "set base_model_name_or_path in")
 
 
 def test_a_base_that_moved(folder: Path) -> None:
     edit(folder, base_model_name_or_path="/models/gone")
-    error = refused(folder, str(folder), "not at /models/gone")
+    error = assert_refused(folder, str(folder), "not at /models/gone")
     assert f"set base_model_name_or_path in {folder / CONFIG}" in error.fix
 
 
 def test_a_base_that_is_an_adapter(folder: Path, original: Path) -> None:
     edit(folder, base_model_name_or_path=str(original))
-    refused(folder, f"is an adapter itself: {original}", f"upslope merge {original} OUT")
+    assert_refused(folder, f"is an adapter itself: {original}", f"upslope merge {original} OUT")
 
 
 def test_a_base_of_other_shapes_names_both_and_the_shapes(folder: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_base_of_other_shapes_names_both_and_the_shapes(folder: Path, tmp_path
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})  # as peft writes it: nothing is noted of the base
     edit(folder, base_model_name_or_path=str(other))
-    refused(
+    assert_refused(
         folder, f"the adapter {folder} does not fit its base model {other}",
         "gate_proj.lora_B.weight has shape (64, 4), the base needs (80, 4)",
     )  # fmt: skip
@@ -211,27 +211,27 @@ def test_a_base_with_fewer_layers(folder: Path, tmp_path: Path) -> None:
     other = tiny.directory(tmp_path / "other", "smollm", num_hidden_layers=1)
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
     edit(folder, base_model_name_or_path=str(other))
-    refused(folder, str(other), "the base has no model.layers.1.mlp.down_proj.lora_A.weight and 13 more")
+    assert_refused(folder, str(other), "the base has no model.layers.1.mlp.down_proj.lora_A.weight and 13 more")
 
 
 def test_tensors_that_are_missing(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     del tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    refused(folder, "the adapter has no model.layers.0.self_attn.q_proj.lora_A.weight")
+    assert_refused(folder, "the adapter has no model.layers.0.self_attn.q_proj.lora_A.weight")
 
 
 def test_a_base_with_other_weights_of_the_same_shape(folder: Path, tmp_path: Path, base: Path) -> None:
     other = tiny.directory(tmp_path / "other", "smollm", seed=1)
     edit(folder, base_model_name_or_path=str(other))
-    refused(folder, f"{other} holds other weights", str(folder), "put that model back")
+    assert_refused(folder, f"{other} holds other weights", str(folder), "put that model back")
     edit(folder, base_model_name_or_path=str(base))
     tiny.load(folder)
 
 
 def test_targets_that_the_base_has_not(folder: Path) -> None:
     edit(folder, target_modules=["c_attn"])
-    refused(folder, "does not fit", "c_attn")
+    assert_refused(folder, "does not fit", "c_attn")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_kinds_that_are_not_served_are_named_and_may_be_merged(
     base: Path, tmp_path: Path, config: Any, words: str
 ) -> None:
     adapter = peft_adapter(base, tmp_path / "adapter", config)
-    error = refused(adapter, str(adapter), words)
+    error = assert_refused(adapter, str(adapter), words)
     assert error.fix == f"merge it first: upslope merge {adapter} OUT"
 
 

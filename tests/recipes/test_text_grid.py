@@ -23,7 +23,7 @@ from upslope.recipes import ppo
 from upslope.recipes.configs import RECIPES, PpoRecipe, SamplingSection
 from upslope.recipes.ppo import Networks
 from upslope.recipes.rollouts import Harvest, _rollout
-from upslope.recipes.setup import confined, sampling_of
+from upslope.recipes.run_rows import confined, sampling_of
 from upslope.rollout.sampler import InProcessSampler
 from upslope.run.recipe import load
 from upslope.text.rendering import Renderer

@@ -29,7 +29,8 @@ from upslope.recipes.configs import GrpoRecipe, PpoRecipe, RewardSection, Sampli
 from upslope.recipes.loop import Clock
 from upslope.recipes.ppo import Networks
 from upslope.recipes.rollouts import Harvest, harvest
-from upslope.recipes.setup import Workshop, sampling_of
+from upslope.recipes.run_rows import sampling_of
+from upslope.recipes.setup import Workshop
 from upslope.rollout.sampler import InProcessSampler
 from upslope.text.collation import collate_rollouts
 from upslope.text.rendering import Renderer

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
 from upslope.recipes.reward_models import Jury, check_models, load_judge, read_judges, score_all
+from upslope.recipes.run_rows import fit_prompts, load_rows, sampling_of
 from upslope.recipes.scoring import name_functions, open_panel, reward_parts
 from upslope.run.recipe_yaml import clean
 
@@ -89,7 +90,6 @@ def evaluate(
         InputError: as a training run's rows, reward and model.
     """
     from upslope.models import loading
-    from upslope.recipes.setup import fit_prompts, load_rows, sampling_of
     from upslope.rollout.sampler import InProcessSampler
     from upslope.text.rendering import Renderer
 

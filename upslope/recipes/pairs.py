@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Preferences:
-    """Pairs to learn from and held-out ones. ``equal`` rows had two equal answers and were left out."""
+    """Pairs to learn from and held-out ones, and facts for run.json."""
 
     train: Sequence[Pair]
     heldout: Sequence[Pair]
     facts: dict[str, Any]
-    equal: int = 0
 
 
 def paired_task(data: DataSection) -> Any:
@@ -48,8 +47,12 @@ def read_pairs(data: DataSection, seed: int) -> Preferences:
     table = reading.read_rows(str(data.path), columns=data.columns)
     found, equal = preferences.to_pairs(table.rows, table.where)
     train, heldout = split_rows(found, data.heldout, seed)
-    facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
-    return Preferences(train, heldout, {**facts, "equal_pairs": equal}, equal)
+    return Preferences(train, heldout, {**table_facts(data, table), "equal_pairs": equal})
+
+
+def table_facts(data: DataSection, table: reading.Table) -> dict[str, Any]:
+    """What run.json says of the user's rows: a run that is resumed must meet the same."""
+    return {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
 
 
 def questions(pairs: Sequence[Pair]) -> list[Prompt]:

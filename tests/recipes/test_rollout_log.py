@@ -17,7 +17,7 @@ from tests.recipes.test_text_grid import run as walk
 from upslope.api import FinishedRun
 from upslope.models import loading
 from upslope.models.tree import tree_logprobs
-from upslope.recipes.rollout_log import ROWS, TRUE_PROMPTS, log_rows
+from upslope.recipes.rollout_log import ROWS, SCORED_EVERY, TRUE_PROMPTS, log_rows, scored_in
 from upslope.recipes.rollouts import Harvest
 from upslope.recipes.setup import Workshop
 from upslope.text.collation import collate_rollouts
@@ -190,6 +190,18 @@ def test_the_numbers_stand_at_their_tokens() -> None:
     assert first["values"] == [0.1, 0.2, 0.3] and second["values"] == [0.4]
     assert first["pieces"] == ["a", "b", "<|im_end|>"] and second["pieces"] == ["c"]
     assert (first["step"], first["prompt"], first["completion"], first["reward"]) == (5, "first", "ab", 1.0)
+    plain = log_rows(shop, found, 5, None, batch, gains, batch.mask, {"values": values})
+    for whole, less in zip((first, second), plain, strict=True):
+        assert less == {name: value for name, value in whole.items() if name not in ("entropies", "gaps")}
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_entropies_are_told_of_the_first_each_tenth_and_the_last_step(bench: Bench, kind: str) -> None:
+    run = bench.run(kind, f"every-{kind}", steps=SCORED_EVERY + 2, eval_prompts=0)
+    told = {step for step in range(1, SCORED_EVERY + 3) if "entropies" in lines_of(run, step)[0]}
+    assert told == {1, SCORED_EVERY, SCORED_EVERY + 2}
+    assert all("pieces" in lines_of(run, step)[0] for step in range(1, SCORED_EVERY + 3))
+    assert [step for step in range(1, 26) if scored_in(step, 25)] == [1, 10, 20, 25]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])

@@ -85,6 +85,13 @@ def test_the_first_measure_that_says_something_is_chosen(tmp_path: Path) -> None
     assert html.count("0 at every token shown") == 2
 
 
+def test_steps_with_entropies_are_chosen_where_there_are_any(tmp_path: Path) -> None:
+    less = {name: value for name, value in LINE.items() if name not in ("entropies", "gaps")}
+    steps = {step: [LINE if step in (1, 10, 12) else less] for step in range(1, 13)}
+    assert list(read_token_rows(record(tmp_path / "a", steps))) == [1, 10, 12]
+    assert list(read_token_rows(record(tmp_path / "b", {step: [less] for step in range(1, 4)}))) == [1, 2, 3]
+
+
 def test_a_measure_that_no_row_has_is_not_offered(tmp_path: Path) -> None:
     line = {name: value for name, value in LINE.items() if name not in ("entropies", "gaps")}
     html = tokens_section(record(tmp_path / "a", {1: [line]})).html

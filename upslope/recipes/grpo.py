@@ -29,7 +29,7 @@ from upslope.models.networks import PolicyNetwork
 from upslope.recipes.configs import GrpoRecipe
 from upslope.recipes.judge import due, finish, judge
 from upslope.recipes.loop import Clock, Loop, updates
-from upslope.recipes.rollout_log import log_rows
+from upslope.recipes.rollout_log import log_rows, scored_in
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
@@ -105,7 +105,8 @@ def train(
             batch, targets = learn_from(recipe, found, policy, reference, clock)
             loop.open(batch, targets, statistics(found, recipe.grpo.group))
             with clock("reference"):
-                lines = log_rows(shop, found, step, policy, batch, targets.advantages, targets.mask)
+                scorer = policy if scored_in(step, settings.steps) else None
+                lines = log_rows(shop, found, step, scorer, batch, targets.advantages, targets.mask)
             run.rollouts(step, lines)
             run.sample(step, found.prompts[0], found.completions[0], found.scores[0])
         run.phase(step, "learning")

@@ -30,7 +30,7 @@ from upslope.models.networks import PolicyNetwork, ValueNetwork
 from upslope.recipes.configs import PpoRecipe
 from upslope.recipes.judge import due, finish, judge
 from upslope.recipes.loop import Clock, Loop, updates
-from upslope.recipes.rollout_log import log_rows
+from upslope.recipes.rollout_log import log_rows, scored_in
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
 from upslope.run.session import Run
@@ -118,7 +118,8 @@ def train(recipe: PpoRecipe, shop: Workshop, networks: Networks, loop: Loop[PpoT
                 batch, targets, metrics = learn_from(recipe, found, networks)
                 seen = {"values": targets.old_values}
                 seen |= {"estimates": targets.returns - targets.old_values} if recipe.ppo.whiten else {}
-                lines = log_rows(shop, found, step, policy, batch, targets.advantages, targets.mask, seen)
+                scorer = policy if scored_in(step, settings.steps) else None
+                lines = log_rows(shop, found, step, scorer, batch, targets.advantages, targets.mask, seen)
             loop.open(batch, targets, {**statistics(found, recipe.ppo.samples), **metrics})
             run.rollouts(step, lines)
             run.sample(step, found.prompts[0], found.completions[0], found.scores[0])

@@ -2,8 +2,8 @@
 
     pieces             the text of each token
     advantages         what the loss multiplied; left out where it is the row's ``advantage`` at every token
-    entropies          of the learner's distribution at the token, in nats
-    gaps               log-probability of the learner minus that of the sampler, in nats
+    entropies          of the learner's distribution at the token, in nats, and
+    gaps               log-probability of the learner minus that of the sampler, in nats; both in some steps only
     values             what the critic predicted before the token (PPO), and
     estimates          the advantage before it was whitened
     true_advantages    the exact ones, and
@@ -28,21 +28,28 @@ from upslope.types import Batch, PolicyEvaluation, Rollout, Scorer
 
 ROWS = 16
 """So many rows of a step carry the numbers of their tokens."""
+SCORED_EVERY = 10
+"""Steps from one pass of the learner for entropies and gaps to the next: it takes a tenth of a GRPO step."""
 TRUE_PROMPTS = 4
 """Of so many of their prompts the exact numbers are computed: a forward pass of the prompt's whole tree each."""
 LEAST_GAP = 1e-6
 """Nats; what is smaller is rounding of float32."""
 
 
+def scored_in(step: int, steps: int) -> bool:
+    """Whether entropies and gaps are told of this step (from 1): of the first, each tenth and the last."""
+    return step in (1, steps) or step % SCORED_EVERY == 0
+
+
 def log_rows(
-    shop: Workshop, found: Harvest, step: int, policy: Scorer[PolicyEvaluation], batch: Batch,
+    shop: Workshop, found: Harvest, step: int, policy: Scorer[PolicyEvaluation] | None, batch: Batch,
     advantages: Float[Tensor, "batch time"], trained: Bool[Tensor, "batch time"],
     more: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A line a rollout, in their order; ``advantage`` is the mean over the completion's tokens.
 
-    ``policy`` must still be the policy that sampled. ``trained`` are the tokens that the loss looks at; ``more``
-    [batch, time] are a recipe's own numbers a token.
+    ``policy`` must still be the policy that sampled; None leaves entropies and gaps out. ``trained`` are the tokens
+    that the loss looks at; ``more`` [batch, time] are a recipe's own numbers a token.
     """
     means = advantages.mul(batch.mask).sum(1).div(batch.mask.sum(1)).tolist()
     own = {"advantages": advantages * trained, **(more or {})}
@@ -63,12 +70,14 @@ def log_rows(
 
 
 def _details(
-    shop: Workshop, rollouts: Sequence[Rollout], policy: Scorer[PolicyEvaluation], batch: Batch,
+    shop: Workshop, rollouts: Sequence[Rollout], policy: Scorer[PolicyEvaluation] | None, batch: Batch,
     own: Mapping[str, Tensor], means: Sequence[float],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The columns a token of these rollouts, which are the rows of ``batch``."""
-    scored = policy.evaluate(batch)
-    tables = {**own, "entropies": scored.entropy, "learner": scored.logprobs}
+    tables = dict(own)
+    if policy is not None:
+        scored = policy.evaluate(batch)
+        tables |= {"entropies": scored.entropy, "learner": scored.logprobs}
     exact = _truth(shop, rollouts)
     found = []
     for row, rollout in enumerate(rollouts):
@@ -76,9 +85,10 @@ def _details(
         numbers = {name: table[row].cpu()[mask].tolist() for name, table in tables.items()}
         if all(_rounded(value) == _rounded(means[row]) for value in numbers["advantages"]):
             del numbers["advantages"]
-        sampled = [value for value, chosen in zip(rollout.logprobs, rollout.action_mask, strict=True) if chosen]
-        gaps = [ours - theirs for ours, theirs in zip(numbers.pop("learner"), sampled, strict=True)]
-        numbers["gaps"] = [gap if abs(gap) >= LEAST_GAP else 0.0 for gap in gaps]
+        if "learner" in numbers:
+            sampled = [value for value, chosen in zip(rollout.logprobs, rollout.action_mask, strict=True) if chosen]
+            gaps = [ours - theirs for ours, theirs in zip(numbers.pop("learner"), sampled, strict=True)]
+            numbers["gaps"] = [gap if abs(gap) >= LEAST_GAP else 0.0 for gap in gaps]
         numbers |= exact.get(row, {})
         columns = {name: [_rounded(value) for value in values] for name, values in numbers.items()}
         found.append({"pieces": pieces(shop.renderer.tokenizer, _answer(rollout)), **columns})

@@ -92,16 +92,24 @@ def token_row(row: Mapping[str, Any]) -> TokenRow | None:
 def read_token_rows(run: Path, limit: int = MOST_ROWS) -> dict[int, list[TokenRow]]:
     """By step, the rows that have the numbers of their tokens: six steps, evenly spread, with the first and the last.
 
+    They are chosen among those with entropies, which a run tells of some steps only, if there are any.
+
     Raises ``InputError`` where ``run`` is not a run folder.
     """
     files = rollout_files(require_run(run))
     found = {}
-    for step in spread(list(files), SHOWN_STEPS):
+    whole = [step for step, file in files.items() if _has_entropies(file)]
+    for step in spread(whole or list(files), SHOWN_STEPS):
         lines = read_lines(files[step], limit)
         rows = [read for row in (lines.rows if lines else ()) if (read := token_row(row)) is not None]
         if rows:
             found[step] = rows
     return found
+
+
+def _has_entropies(file: Path) -> bool:
+    with file.open("rb") as lines:  # the first alone: read_lines counts the others
+        return b'"entropies"' in lines.readline()
 
 
 def scale_end(values: Iterable[float | None]) -> float:

@@ -137,7 +137,7 @@ def main() -> None:
         "train": {"steps": plan.dpo, "prompts": 16, **quiet},
     }, seed)  # fmt: skip
     if chosen.hack:
-        free = {**ppo, "optim": {"lr": 5e-5}, "ppo": {"kl_coef": 0.0, "target_kl": None, "critic_lr": 1e-4}}
+        free = {**ppo, "optim": {"lr": 5e-5}, "ppo": {"kl_coef": 0.0, "target_kl": None, "critic_lr": 5e-5}}
         runs["PPO, no KL, 5x rate"] = train("ppo", out / "ppo-free", free, seed)
     judge = [row for row in read_metrics(reward / "metrics.jsonl") if "eval/accuracy" in row]
     print("\nReward model on held-out pairs")

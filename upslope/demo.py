@@ -124,7 +124,7 @@ def ppo_settings(plan: Plan) -> dict[str, Any]:
     return {
         "train": {"steps": plan.ppo, "prompts": 64, "epochs": 2, "minibatches": 2},
         "optim": {"lr": 1e-5, "decay": "linear"},
-        "ppo": {"samples": 1, "kl_coef": 0.05, "critic_lr": 5e-5},
+        "ppo": {"samples": 1, "kl_coef": 0.05},
     }
 
 

@@ -36,7 +36,7 @@ def test_the_settings_are_those_of_the_recipe_file(kind: str) -> None:
     text = yaml.safe_load((RECIPES / f"{kind}-text-grid.yaml").read_text())
     text["optim"]["lr"] = float(text["optim"]["lr"])
     if kind == "ppo":
-        text["ppo"]["critic_lr"] = float(text["ppo"]["critic_lr"])
+        text["ppo"] |= {key: float(text["ppo"][key]) for key in ("critic_lr", "critic_head_lr")}
     assert trainings.SETTINGS[kind] == text
 
 

@@ -77,6 +77,17 @@ def test_what_is_told_of_the_critic_before_the_update() -> None:
     assert targets.sampler_logprobs[0].tolist() == [0.0, -1.0, -1.0]
 
 
+@pytest.mark.parametrize(("cut", "goal"), [("bootstrap", 7.0), ("end", -2.0)])
+def test_an_answer_that_was_cut_goes_on_as_sampling_cut_says(cut: str, goal: float) -> None:
+    """Score -2 and V(end) = 9: with trace 1 all returns are 7 where the cut is no end, -2 where it is one."""
+    recipe = PpoRecipe.model_validate(
+        {"data": {"task": "arithmetic"}, "sampling": {"cut": cut}, "ppo": {"whiten": False, "kl_coef": 0, "trace": 1}}
+    )
+    harvest, networks = fixed([rollout(2, -2.0, False)], [[0.2, 0.4]], [9.0], -1.5, None)
+    _, targets, _ = ppo.learn_from(recipe, harvest, networks)
+    assert targets.returns[targets.mask].tolist() == pytest.approx([goal, goal])
+
+
 def test_passes_stop_above_the_mean_of_the_updates_after_the_first() -> None:
     recipe = PpoRecipe(data=DataSection(task="arithmetic"), ppo=PpoSection(target_kl=0.25))
     loop = Loop(ppo.PpoTargets)

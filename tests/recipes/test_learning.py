@@ -34,7 +34,8 @@ def test_sft_drives_the_loss_of_a_small_set_down(bench: Bench) -> None:
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_a_trivial_game_is_learned(bench: Bench, kind: str) -> None:
     """Reward: the share of the digit 7. A random model has about 1 in 90; both recipes must reach a half."""
-    sizes = {"grpo": {"group": 8, "kl_coef": 0.0}, "ppo": {"samples": 8, "kl_coef": 0.0, "critic_lr": 1e-2}}[kind]
+    critic = {"critic_lr": 1e-2, "critic_head_lr": 3e-2}
+    sizes = {"grpo": {"group": 8, "kl_coef": 0.0}, "ppo": {"samples": 8, "kl_coef": 0.0, **critic}}[kind]
     run = bench.run(
         kind, f"{kind}-sevens", reward=sevens, steps=40, prompts=4, epochs=1, minibatches=1, lr=1e-2, eval_prompts=4,
         eval_every=40, **sizes,
@@ -57,7 +58,7 @@ def test_the_critic_learns_to_predict_the_returns(bench: Bench) -> None:
 
     run = bench.run(
         "ppo", "critic", data={"path": str(path), "heldout": 0}, reward=worth, steps=40, prompts=10, samples=1,
-        epochs=1, minibatches=1, critic_warmup=40, critic_lr=1e-3, eval_prompts=0, kl_coef=0.0,
+        epochs=1, minibatches=1, critic_warmup=40, critic_lr=1e-3, critic_head_lr=3e-3, eval_prompts=0, kl_coef=0.0,
         stop=list(tiny.CHARACTERS),
     )  # fmt: skip
     explained = [row["explained_variance"] for row in run.metrics[1:]]

@@ -253,7 +253,7 @@ def test_default_rates_are_ten_times_those_of_all_weights_and_given_ones_stand(t
         usual, lora = (read_text(BASE + more, schema) for more in ("", "lora: {rank: 4}\n"))
         assert lora.optim.lr == pytest.approx(10 * usual.optim.lr) and lora.optim.decay == usual.optim.decay
     critic = read_text(BASE + "lora: {rank: 4}\nppo: {samples: 2}\noptim: {decay: cosine}\n", PpoRecipe)
-    assert critic.ppo.critic_lr == pytest.approx(5e-4) and critic.ppo.samples == 2
+    assert critic.ppo.critic_lr == pytest.approx(1e-4) and critic.ppo.critic_head_lr == 2e-3 and critic.ppo.samples == 2
     assert critic.optim.lr == pytest.approx(1e-4) and critic.optim.decay == "cosine"
     file = tmp_path / "r.yaml"
     file.write_text(BASE + "optim: {lr: 2e-5}\n")

@@ -65,6 +65,9 @@ class DataSection(Section):
     """Render plain prompts as a user's message: auto does so where the model has a chat template."""
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What to do with prompts that leave no room for the completion. The count is always said."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row whose prompt, completion or preference is missing, empty or of another type: stop before
+    anything is trained, or leave it out and say how many. A file that cannot be read is an error either way."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -153,8 +156,10 @@ class PpoSection(Section):
     """The ratio is clipped to 1 - clip .. 1 + clip."""
     value_clip: Annotated[float, Field(gt=0)] | None = None
     """The critic may move by at most this from its values at collection; null: the plain squared error."""
-    critic_lr: Rate = 5e-5
-    """Peak learning rate of the critic's network; its new head learns at three times this rate."""
+    critic_lr: Rate = 1e-5
+    """Peak learning rate of the critic's network."""
+    critic_head_lr: Rate = 2e-3
+    """Peak learning rate of the critic's new head, which begins at 0 and must get somewhere in few steps."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
     """Steps in which only the critic learns."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05

@@ -45,14 +45,16 @@ def read_pairs(data: DataSection, seed: int) -> Preferences:
         task = paired_task(data)
         return Preferences(task.pairs("train"), task.pairs("heldout"), {"task": data.task, "options": data.options})
     table = reading.read_rows(str(data.path), columns=data.columns)
-    found, equal = preferences.to_pairs(table.rows, table.where)
+    left_out: list[int] | None = [] if data.on_bad_row == "skip" else None
+    found, equal = preferences.to_pairs(table.rows, table.where, left_out)
     train, heldout = split_rows(found, data.heldout, seed)
-    return Preferences(train, heldout, {**table_facts(data, table), "equal_pairs": equal})
+    return Preferences(train, heldout, {**table_facts(data, table, left_out), "equal_pairs": equal})
 
 
-def table_facts(data: DataSection, table: reading.Table) -> dict[str, Any]:
+def table_facts(data: DataSection, table: reading.Table, left_out: Sequence[int] | None) -> dict[str, Any]:
     """What run.json says of the user's rows: a run that is resumed must meet the same."""
-    return {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
+    facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
+    return {**facts, "bad_rows": f"{len(left_out)} ({reading.listed(left_out)})"} if left_out else facts
 
 
 def questions(pairs: Sequence[Pair]) -> list[Prompt]:

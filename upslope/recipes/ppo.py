@@ -39,8 +39,6 @@ from upslope.text.collation import collate_rollouts, per_target
 from upslope.types import Batch, Loss, PolicyEvaluation, Rows, Scorer, ValueEvaluation
 
 VALUE_COEF = 0.5
-HEAD_BOOST = 3.0
-"""The critic's new head learns at three times the rate of its pretrained decoder: at ten times its mean swings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +237,12 @@ def build(recipe: PpoRecipe, shop: Workshop) -> Networks:
         Learner(
             critic,
             OptimizerSettings(
-                recipe.ppo.critic_lr, count, optim.warmup, optim.decay, optim.clip_norm, boosts={"head.": HEAD_BOOST}
+                recipe.ppo.critic_lr,
+                count,
+                optim.warmup,
+                optim.decay,
+                optim.clip_norm,
+                boosts={"head.": recipe.ppo.critic_head_lr / recipe.ppo.critic_lr},
             ),
             tokens,
         ),

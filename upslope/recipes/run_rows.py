@@ -67,12 +67,13 @@ def load_rows(
             getattr(task, "climb", None),
         )  # fmt: skip
     table = reading.read_rows(str(data.path), columns=data.columns)
-    facts = table_facts(data, table)
+    left_out: list[int] | None = [] if data.on_bad_row == "skip" else None
     if not supervised:
-        train, heldout = split_rows(reading.to_prompts(table.rows, table.where), data.heldout, seed)
-        return Rows(train, heldout, reward=reward, facts=facts)
-    learn, keep = split_rows(reading.to_examples(table.rows, table.where), data.heldout, seed)
-    return Rows((), [_question(row, table.rows[int(row.id) - 1]) for row in keep], learn, keep, reward, facts)
+        train, heldout = split_rows(reading.to_prompts(table.rows, table.where, left_out), data.heldout, seed)
+        return Rows(train, heldout, reward=reward, facts=table_facts(data, table, left_out))
+    learn, keep = split_rows(reading.to_examples(table.rows, table.where, left_out), data.heldout, seed)
+    asked = [_question(row, table.rows[int(row.id) - 1]) for row in keep]
+    return Rows((), asked, learn, keep, reward, table_facts(data, table, left_out))
 
 
 def _question(row: Example, columns: Mapping[str, Any]) -> Prompt:

@@ -122,9 +122,9 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
         path = data.path
         need = ("prompt", "completion") if isinstance(recipe, SftRecipe) else ("prompt",)
         if isinstance(recipe, PAIRED):
-            attempt(lambda: peek_pairs(path, data.columns))
+            attempt(lambda: peek_pairs(path, data.columns, data.on_bad_row == "skip"))
         else:
-            attempt(lambda: reading.peek(path, data.columns, need=need))
+            attempt(lambda: reading.peek(path, data.columns, need, data.on_bad_row == "skip"))
     elif isinstance(recipe, PAIRED):
         attempt(lambda: paired_task(data))
     elif data.task is not None:
@@ -160,6 +160,9 @@ def survey(
     parts = reward_parts(section, reward)
     own_reward = "reward" in type(recipe).model_fields and not section.models
     rows = load_rows(recipe.data, parts, recipe.seed, supervised, own_reward, paired)
+    if rows.facts and rows.facts.get("bad_rows"):
+        count, _, numbers = rows.facts["bad_rows"].partition(" ")
+        notice(f"{count} of {rows.facts['rows']} rows are bad and left out {numbers}")
     if rows.facts and rows.facts.get("equal_pairs"):
         share = f"{rows.facts['equal_pairs']} of {rows.facts['rows']}"
         notice(f"{share} rows have equal chosen and rejected answers: left out, they prefer nothing")

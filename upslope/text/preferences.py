@@ -25,39 +25,48 @@ OWN = ("prompt", "input", "chosen", "rejected", "margin")
 Parts = tuple["Content", str, str, float, bool]
 
 
-def peek_pairs(source: str, columns: Mapping[str, str] | None = None) -> None:
+def peek_pairs(source: str, columns: Mapping[str, str] | None = None, skip_bad: bool = False) -> None:
     """Raise what reading the preferences of ``source`` would raise about its place, columns and first rows; see
     ``rows.peek``."""
     rows, where = first_rows(source, columns)
     if rows:
-        _checked(rows, where)
+        ask = _columns(rows, where)
+        if not skip_bad:
+            each_row(rows, where, lambda row: _parts(row, ask))
 
 
-def to_pairs(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[list[Pair], int]:
+def to_pairs(
+    rows: Sequence[Mapping[str, Any]], where: str, left_out: list[int] | None = None
+) -> tuple[list[Pair], int]:
     """Preferences, and how many rows were left out because their answers are equal. ``Pair.id`` is the row's number.
 
-    Columns other than the preference's own go to ``Pair.columns``.
+    Columns other than the preference's own go to ``Pair.columns``. ``left_out``: see ``rows.each_row``.
 
     Raises:
         InputError: no chosen and rejected, a bad row (by number), or all rows have two equal answers.
     """
     from upslope.types import Pair
 
-    parts = _checked(rows, where)
-    pairs = [
-        Pair(str(number), prompt, chosen, rejected, margin, {k: v for k, v in row.items() if k not in OWN}, joined)
-        for number, (row, (prompt, chosen, rejected, margin, joined)) in enumerate(
-            zip(rows, parts, strict=True), start=1
-        )
-        if chosen != rejected
-    ]
+    asked = _columns(rows, where)
+    parts = each_row(rows, where, lambda row: _parts(row, asked), left_out)
+    pairs, equal = [], 0
+    for number, (row, part) in enumerate(zip(rows, parts, strict=True), start=1):
+        if part is None:
+            continue
+        prompt, chosen, rejected, margin, joined = part
+        if chosen == rejected:
+            equal += 1
+            continue
+        columns = {name: value for name, value in row.items() if name not in OWN}
+        pairs.append(Pair(str(number), prompt, chosen, rejected, margin, columns, joined))
     if not pairs:
-        raise InputError(where, f"in all {len(rows)} rows chosen and rejected are equal: nothing is preferred",
+        raise InputError(where, f"in all {equal} rows chosen and rejected are equal: nothing is preferred",
                          "give rows with a better and a worse answer")  # fmt: skip
-    return pairs, len(rows) - len(pairs)
+    return pairs, equal
 
 
-def _checked(rows: Sequence[Mapping[str, Any]], where: str) -> list[Parts]:
+def _columns(rows: Sequence[Mapping[str, Any]], where: str) -> str | None:
+    """The column of the prompt, if there is one; raises where the columns are not those of preferences."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     missing = [name for name in ("chosen", "rejected") if name not in there]
     other = next(
@@ -73,7 +82,7 @@ def _checked(rows: Sequence[Mapping[str, Any]], where: str) -> list[Parts]:
     if mapped is not None and any(isinstance(row.get("chosen"), str) for row in rows):
         problem = f"column 'prompt' not in {where}. Columns: {', '.join(there)}"
         raise InputError(where, problem, f"map it: data.columns.prompt: {mapped}")
-    return each_row(rows, where, lambda row: _parts(row, asked))
+    return asked
 
 
 def _parts(row: Mapping[str, Any], asked: str | None) -> Parts:

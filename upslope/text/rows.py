@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from upslope.errors import InputError
 from upslope.text.row_checks import check_columns, column_of, completion_of, conversation, prompt_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from upslope.types import Content, Example, Prompt
 
 _PEEKED = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +96,23 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str], where: str) -> list[
     ]
 
 
-def peek(source: str, columns: Mapping[str, str] | None = None, need: Sequence[str] = ("prompt",)) -> None:
+def peek(
+    source: str, columns: Mapping[str, str] | None = None, need: Sequence[str] = ("prompt",), skip_bad: bool = False
+) -> None:  # fmt: skip
     """Raise what reading ``source`` would raise about its place, its columns and its first rows, in little time.
 
     ``need`` are the columns that the recipe asks for; ``input`` or ``messages`` stand for ``prompt``, ``output`` or
     ``messages`` for ``completion``. The first rows are checked in full for ``("prompt",)``, prompts of RL, and
-    ``("prompt", "completion")``, examples. Of a hub dataset only the form of its name is seen, of a folder that it is a
-    saved dataset: the rest needs its library.
+    ``("prompt", "completion")``, examples, unless bad rows are to be skipped. Of a hub dataset only the form of its
+    name is seen, of a folder that it is a saved dataset: the rest needs its library.
     """
     rows, where = first_rows(source, columns)
     if not rows:
         return
     check_columns(rows, where, need)
-    if tuple(need) == ("prompt",):
+    if tuple(need) == ("prompt",) and not skip_bad:
         _prompts(rows, where)
-    elif tuple(need) == ("prompt", "completion"):
+    elif tuple(need) == ("prompt", "completion") and not skip_bad:
         _examples(rows, where)
 
 
@@ -125,25 +128,27 @@ def first_rows(source: str, columns: Mapping[str, str] | None = None) -> tuple[l
     return rename(rows, columns or {}, where), where
 
 
-def to_prompts(rows: Sequence[Mapping[str, Any]], where: str) -> list[Prompt]:
+def to_prompts(rows: Sequence[Mapping[str, Any]], where: str, left_out: list[int] | None = None) -> list[Prompt]:
     """Prompts for RL: ``prompt``, ``input`` or ``messages`` is the prompt, every other column goes to the reward
     function.
 
-    ``Prompt.id`` is the row's number, from 1. A conversation must end with the user's turn.
+    ``Prompt.id`` is the row's number, from 1. A conversation must end with the user's turn. ``left_out``: see
+    ``each_row``.
 
     Raises:
         InputError: a missing column (with the mapping that may mend it), or a bad row, by number.
     """
     from upslope.types import Prompt
 
-    own, contents = _prompts(rows, where)
+    own, contents = _prompts(rows, where, left_out)
     return [
         Prompt(str(number), content, {name: value for name, value in row.items() if name != own})
         for number, (row, content) in enumerate(zip(rows, contents, strict=True), start=1)
+        if content is not None
     ]
 
 
-def to_examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
+def to_examples(rows: Sequence[Mapping[str, Any]], where: str, left_out: list[int] | None = None) -> list[Example]:
     """Supervised rows: ``prompt`` and ``completion``, ``input`` and ``output``, or ``messages``. ``Example.id`` is the
     row's number, from 1.
 
@@ -152,36 +157,57 @@ def to_examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
     """
     from upslope.types import Example
 
-    parts = _examples(rows, where)
-    return [Example(str(number), prompt, completion) for number, (prompt, completion) in enumerate(parts, start=1)]
+    parts = enumerate(_examples(rows, where, left_out), start=1)
+    return [Example(str(number), *part) for number, part in parts if part is not None]
 
 
-def _prompts(rows: Sequence[Mapping[str, Any]], where: str) -> tuple[str, list[Content]]:
+def _prompts(
+    rows: Sequence[Mapping[str, Any]], where: str, left_out: list[int] | None = None
+) -> tuple[str, Sequence[Content | None]]:
     check_columns(rows, where, ("prompt",))
     name = column_of(rows, "prompt") or "prompt"
-    return name, each_row(rows, where, lambda row: prompt_of(row, name))
+    return name, each_row(rows, where, lambda row: prompt_of(row, name), left_out)
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], where: str) -> list[tuple[Content, str | None]]:
+def _examples(
+    rows: Sequence[Mapping[str, Any]], where: str, left_out: list[int] | None = None
+) -> Sequence[tuple[Content, str | None] | None]:
     check_columns(rows, where, ("prompt", "completion"))
     prompt, completion = column_of(rows, "prompt") or "prompt", column_of(rows, "completion") or "completion"
     if "messages" in (prompt, completion):
         talk = lambda row: conversation(row.get("messages"), "messages", last="assistant")  # noqa: E731
-        return each_row(rows, where, lambda row: (talk(row), None))
-    return each_row(rows, where, lambda row: (prompt_of(row, prompt), completion_of(row, completion)))
+        return each_row(rows, where, lambda row: (talk(row), None), left_out)
+    return each_row(rows, where, lambda row: (prompt_of(row, prompt), completion_of(row, completion)), left_out)
 
 
-def each_row(rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
-    """``convert`` of each row; the first bad row is described and the other ones are counted."""
-    converted, bad, first = [], [], None
+def each_row(
+    rows: Sequence[Mapping[str, Any]], where: str, convert: Callable[[Mapping[str, Any]], T],
+    left_out: list[int] | None = None,
+) -> list[T | None]:  # fmt: skip
+    """``convert`` of each row. Bad ones become None and their numbers go to ``left_out``, if it is given.
+
+    Raises:
+        InputError: a bad row without ``left_out``, or none that is good; the first is described, the others counted.
+    """
+    converted: list[T | None] = []
+    bad: list[int] = []
+    first = None
     for number, row in enumerate(rows, start=1):
         try:
             converted.append(convert(row))
         except ValueError as error:
+            converted.append(None)
             bad.append(number)
             first = first or error
-    if first is not None:
-        listed = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        more = f" ({len(bad)} bad rows: {listed})" if len(bad) > 1 else ""
-        raise InputError(f"{where} row {bad[0]}", f"{first}{more}", "correct or remove the row")
+    if left_out is not None and len(bad) < len(rows):
+        left_out += bad
+    elif first is not None:
+        more = f" ({len(bad)} bad rows: {listed(bad)})" if len(bad) > 1 else ""
+        other = "" if len(bad) == len(rows) else ", or set data.on_bad_row: skip"
+        raise InputError(f"{where} row {bad[0]}", f"{first}{more}", f"correct or remove the row{other}")
     return converted
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """The first eight of them."""
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

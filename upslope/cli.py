@@ -96,6 +96,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
     system_prompt: Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")] = None,  # noqa: UP045
+    on_bad_row: Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")] = "error",
     seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
@@ -110,6 +111,7 @@ def evaluate(
     found = api.evaluate(
         model, task=task, data=data, reward=_reward(reward), prompts=prompts,
         max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
+        on_bad_row=on_bad_row,
     )  # fmt: skip
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
 

@@ -260,6 +260,19 @@ def null_prompt(desk: Desk) -> Mend:
 @bad(19, "an empty prompt far down the file", r"rows\.jsonl row 40: prompt is empty, expected text")
 def empty_prompt(desk: Desk) -> Mend:
     desk.rows([*GOOD * 4, *GOOD[:7], {"prompt": "  \n"}])
+    return override(r"or set (data\.on_bad_row: skip)")
+
+
+@bad(19, "bad rows that are to be skipped", r"2 of 10 rows are bad and left out \(1, 4\)", code=0)
+def skipped_rows(desk: Desk) -> None:
+    desk.rows([{"prompt": 7}, *GOOD[:2], {"prompt": None}, *GOOD[2:]])
+    desk.recipe["data"]["on_bad_row"] = "skip"
+
+
+@bad(19, "rows of which none is good", r"row 1: prompt is null, expected text \(3 bad rows: 1, 2, 3\)", "correct or")
+def no_good_row(desk: Desk) -> Mend:
+    desk.rows([{"prompt": None}] * 3)
+    desk.recipe["data"]["on_bad_row"] = "skip"
     return repaired()
 
 

@@ -54,6 +54,14 @@ def test_every_way_of_writing_a_pair(row: dict[str, Any], prompt: Any, chosen: s
     assert pair.joined == ("prompt" not in row and "input" not in row and isinstance(row["chosen"], str))
 
 
+def test_bad_pairs_are_left_out_where_that_is_asked_for_and_equal_ones_are_counted_apart() -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [{**good, "chosen": None}, {**good, "rejected": "b"}, good, {**good, "margin": "much"}]
+    left_out: list[int] = []
+    pairs, equal = to_pairs(rows, "rows", left_out)
+    assert ([pair.id for pair in pairs], equal, left_out) == (["3"], 1, [1, 4])
+
+
 def test_other_columns_and_the_margin_go_along() -> None:
     pair = one({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "0.5", "answer": 7})
     assert pair.margin == 0.5 and pair.columns == {"answer": 7}

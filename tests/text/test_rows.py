@@ -385,6 +385,23 @@ def test_one_schema_holds_for_all_rows_and_bad_rows_are_counted() -> None:
     assert found.startswith("d row 2: prompt is null, expected text (11 bad rows: 2, 3, 4, 5, 6, 7, 8, 9, ...). Fix:")
 
 
+def test_bad_rows_are_left_out_where_that_is_asked_for_and_the_others_keep_their_numbers() -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": 7, "completion": "b"}, {"prompt": "c", "completion": None},
+            {"prompt": "d", "completion": "e"}]  # fmt: skip
+    left_out: list[int] = []
+    assert [prompt.id for prompt in to_prompts(rows, "rows", left_out)] == ["1", "3", "4"] and left_out == [2]
+    left_out.clear()
+    examples = to_examples(rows, "rows", left_out)
+    assert [(row.id, row.prompt, row.completion) for row in examples] == [("1", "a", "b"), ("4", "d", "e")]
+    assert left_out == [2, 3]
+    with pytest.raises(InputError, match=r"row 2: .*\(2 bad rows: 2, 3\)") as caught:
+        to_examples(rows, "rows")
+    assert caught.value.fix == "correct or remove the row, or set data.on_bad_row: skip"
+    with pytest.raises(InputError, match="row 1: prompt is int") as caught:
+        to_prompts(rows[1:2], "rows", [])
+    assert caught.value.fix == "correct or remove the row"
+
+
 def test_peek_checks_the_first_rows(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     write_jsonl(path, [{"prompt": "a"}, {"prompt": ""}])

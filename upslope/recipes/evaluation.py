@@ -76,6 +76,7 @@ def evaluate(
     chat: str = "auto",
     split: str = "heldout",
     heldout: float = 0.1,
+    on_bad_row: str = "error",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward: a function, a
@@ -84,7 +85,7 @@ def evaluate(
     Reward models (``{"model": directory}``) give their raw scores.
 
     ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
-    ``all``.
+    ``all``. ``on_bad_row: skip`` leaves rows out that a training run would leave out.
 
     Raises:
         InputError: as a training run's rows, reward and model.
@@ -99,6 +100,7 @@ def evaluate(
         "options": options or {},
         "columns": columns or {},
         "system_prompt": system_prompt,
+        "on_bad_row": on_bad_row,
     }
     try:
         section = DataSection.model_validate({**given, "chat": chat, "heldout": 0 if split == "all" else heldout})

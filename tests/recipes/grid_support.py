@@ -11,6 +11,7 @@ from upslope.recipes.grid_diary import Diary
 from upslope.recipes.grid_lab import Lab, lab_of
 from upslope.types import GridTraining
 from upslope.worlds.grid_truth import solve_mdp
+from upslope.worlds.walks import Transitions
 
 TINY = "S . . +3\n. # . -1\n. . . +1"
 
@@ -37,3 +38,18 @@ def trained(lab: Lab, train: object) -> GridTraining:
     diary = Diary(lab)
     train(lab, diary)  # type: ignore[operator]
     return diary.training()
+
+
+def walks_by_hand(rewards: list[list[float]], ended: list[bool]) -> Transitions:
+    """Walks with these rewards, all moves made in state 0; a walk ends there or is cut after its last move."""
+    longest = max(map(len, rewards))
+    shape = (len(rewards), longest)
+    last = torch.tensor([[place == len(row) - 1 for place in range(longest)] for row in rewards])
+    over = torch.tensor(ended)[:, None]
+    nothing = torch.zeros(shape, dtype=torch.int64)
+    return Transitions(
+        state=nothing, action=nothing.clone(), next_state=nothing.clone(),
+        reward=torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rewards], dtype=torch.float64),
+        logprob=torch.zeros(shape, dtype=torch.float64), terminated=last & over, truncated=last & ~over,
+        mask=torch.tensor([[place < len(row) for place in range(longest)] for row in rewards]),
+    )  # fmt: skip

@@ -8,8 +8,8 @@ With token rewards r_t = -kl_coef * k1_t (k1 against the frozen starting policy)
     critic loss  1/2 (V_t - (A_t + V_t,old))^2, optionally clipped
 
 The KL penalty is k1 because its gradient in the reward is KL(pi || ref)'s; k3's is not. Critic and policy are two
-networks with two optimizers. The critic starts as a copy of the policy's decoder with a zero head. The head's rate is far
-above the decoder's: what tells a good answer from a bad one is in the decoder's hidden state from the start
+networks with two optimizers. The critic starts as a copy of the policy's decoder with a zero head. The head's rate is
+far above the decoder's: what tells a good answer from a bad one is in the decoder's hidden state from the start
 (``bench/critic.py``).
 """
 

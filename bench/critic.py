@@ -4,7 +4,8 @@
 
 Trains PPO, then takes 100 held-out prompts with a part of an answer each, lets the final policy continue each 32
 times, and prints the explained variance of the mean reward by the critic's value, 1 - Var(mean - V) / Var(mean), with a
-95 % bootstrap interval over the prefixes. The mean of 32 has noise of its own, so even the true value would stay below 1; that ceiling is printed beside it.
+95 % bootstrap interval over the prefixes. The mean of 32 has noise of its own, so even the true value would stay below
+1; that ceiling is printed beside it.
 """
 
 from __future__ import annotations

@@ -32,8 +32,20 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# make bench TRL=trl-env/bin/python VLLM=vllm-env/bin/python: with the peers, whose environments the scripts say how to make
+ifdef TRL
+BESIDE_TRL := --against trl --peer-python $(TRL)
+endif
+ifdef VLLM
+BESIDE_VLLM := --against generate,vllm --vllm-python $(VLLM)
+endif
+
 bench: setup
-	$(BIN)/python bench/grpo.py
+	$(BIN)/python bench/grpo.py $(BESIDE_TRL)
+	$(BIN)/python bench/sampling.py $(BESIDE_VLLM)
+	$(BIN)/python bench/sft.py $(BESIDE_TRL)
+	$(BIN)/python bench/ppo.py
+	$(BIN)/python bench/scaling.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

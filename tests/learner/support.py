@@ -55,7 +55,7 @@ def policy(model: Any, tokens: int = 4096, **settings: Any) -> Learner[Any]:
 
 def gradients(learner: Learner[Any]) -> dict[str, Tensor]:
     """The accumulated gradient, by name."""
-    return {name: master.grad.clone() for name, master in learner.optimizer.master.items() if master.grad is not None}
+    return {name: found.clone() for name, found in learner.optimizer.gradients().items()}
 
 
 def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

@@ -48,9 +48,7 @@ def gradient_of_update(
     stock = Learner.step
 
     def step(self: Learner[Any]) -> Any:
-        kept.update(
-            {name: master.grad.clone() for name, master in self.optimizer.master.items() if master.grad is not None}
-        )
+        kept.update({name: found.clone() for name, found in self.optimizer.gradients().items()})
         return stock(self)
 
     monkeypatch.setattr(Learner, "step", step)
@@ -69,7 +67,7 @@ def test_leaving_out_dead_groups_changes_nothing(weights: str, monkeypatch: pyte
     skipped = gradient_of_update(settings, rows, goal, monkeypatch)
     learner = policy(tiny.model(dtype=torch.float64), 40)
     learner.gradient(rows, goal, grpo.weigh(settings, goal.mask), grpo.make_loss(settings, first=False))
-    full = {name: master.grad for name, master in learner.optimizer.master.items()}
+    full = learner.optimizer.gradients()
     assert ran == [4, 6]
     assert distance(skipped, full) < 1e-12
 
@@ -88,7 +86,7 @@ def test_masked_truncated_rows_leave_the_loss(monkeypatch: pytest.MonkeyPatch) -
     learner = policy(tiny.model(dtype=torch.float64))
     few = goal.take(kept)
     learner.gradient(rows.take(kept), few, grpo.weigh(settings, few.mask), grpo.make_loss(settings, first=False))
-    assert distance(found, {name: master.grad for name, master in learner.optimizer.master.items()}) < 1e-12
+    assert distance(found, learner.optimizer.gradients()) < 1e-12
 
 
 def rollouts(scores: list[float], terminated: list[bool], size: int) -> Harvest:

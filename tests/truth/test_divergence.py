@@ -356,7 +356,7 @@ def of_preferences(of: Whole, model: Any, refs: list[Tensor]) -> tuple[Gradient,
     weights = torch.zeros(batch.mask.shape, dtype=F64)
     weights[0::2, 0] = group_weights(of, index, 2, tables(net(2), of.names))[0::2] * preferred
     total = at.gradient(batch, Reference(ref), weights, loss)["loss"]
-    found = {name: master.grad.clone() for name, master in at.optimizer.master.items() if master.grad is not None}
+    found = {name: gradient.clone() for name, gradient in at.optimizer.gradients().items()}
     return found, total
 
 

@@ -150,8 +150,8 @@ def coin(seed: int = 1) -> Ground:
 
 def taken(learner: Learner[Any]) -> Float[Tensor, " parameters"]:
     """The accumulated gradient as one vector."""
-    masters = learner.optimizer.master.values()
-    parts = [(torch.zeros_like(m) if m.grad is None else m.grad).flatten() for m in masters]
+    there = learner.optimizer.gradients()
+    parts = [there.get(name, torch.zeros_like(m)).flatten() for name, m in learner.optimizer.master.items()]
     found = torch.cat(parts).clone()
     learner.optimizer.clear()
     return found

@@ -82,6 +82,7 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
             reference=getattr(section, "kl_coef", 0) > 0, critic=isinstance(recipe, PpoRecipe),
             checkpointing=recipe.model.gradient_checkpointing, slots=min(slots, max(sampled, rows.evaluated)),
             capacity=longest, continued=seen.card.adapter is not None,
+            several=in_a_step > max(recipe.train.micro_batch_tokens, longest),
         )
     )  # fmt: skip
     needed = parts.pop("peak")

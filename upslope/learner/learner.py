@@ -104,10 +104,10 @@ class Learner(FrozenScorer[E]):
             weight = weights[torch.tensor(rows)].to(self.device)
             if not weight.any():
                 continue
+            self.optimizer.accumulate()
             per_token, metrics = loss(self.network(part), goal)
             total = _weighted(per_token, weight)
             total.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.accumulate()
             totals["loss"] = totals.get("loss", 0.0) + float(total.detach())
             for name, value in metrics.items():
                 if name.endswith("/max"):

@@ -77,7 +77,6 @@ class MasterAdamW:
         self.settings = settings
         self.compute = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.master = {name: self._master(name, p) for name, p in self.compute.items()}
-        self._sums: dict[str, Tensor] = {}
         boosts = settings.boosts or {}
         groups: dict[float, list[Tensor]] = {}
         for name, tensor in self.master.items():
@@ -96,17 +95,25 @@ class MasterAdamW:
         return unrounded(parameter.detach(), name).requires_grad_()
 
     def accumulate(self) -> None:
-        """Add the compute weights' gradients to the master's, in the master's dtype, and clear them."""
+        """Add the compute weights' gradients to the master's, in the master's dtype, and clear them.
+
+        The learner does so when another backward pass is to come, or the update: while the only pass of a step runs,
+        the sums, twice the size of 16-bit weights, are not there yet.
+        """
         for name, parameter in self.compute.items():
             master = self.master[name]
             if master is parameter or parameter.grad is None:
                 continue
             if master.grad is None:
-                # The same memory every step: fresh pages for half a gigabyte cost more than the sum itself.
-                master.grad = self._sums.setdefault(name, torch.empty_like(master)).copy_(parameter.grad)
+                master.grad = parameter.grad.to(master.dtype)
             else:
                 master.grad += parameter.grad
             parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The accumulated gradient by name, in the master's dtype; parameters that got none are left out."""
+        self.accumulate()
+        return {name: master.grad for name, master in self.master.items() if master.grad is not None}
 
     def clear(self) -> None:
         """Forget the accumulated gradient."""
@@ -115,6 +122,7 @@ class MasterAdamW:
 
     def norm(self) -> float:
         """Norm of the accumulated gradient, after which it is scaled down to at most ``clip_norm``."""
+        self.accumulate()
         return float(torch.nn.utils.clip_grad_norm_(list(self.master.values()), self.settings.clip_norm))
 
     @torch.no_grad()

@@ -3,14 +3,16 @@
 Bytes, for compute weights of b bytes a number (bfloat16 2, float32 4, float64 8), w = max(b, 4), P parameters of the
 model and T trained ones:
 
-    all weights trained   weights b P    gradients b P and, where b < 4, their float32 sums 4 P
+    all weights trained   weights b P    gradients b P and, where b < 4, their float32 sums 4 P (at the update; from the
+                          second micro-batch of a step on also before)
                           optimizer: two moments 2 w P and, where b < 4, the float32 master 4 P
     LoRA                  weights b P    adapter w T    gradients w T    optimizer 2 w T
     reference             b P, or nothing: it shares the frozen base      (w T if training began from an adapter)
-    critic                as the policy, or as its adapter
+    critic                as the policy, or as its adapter; gradients of one of the two are held at a time
 
 Activations are those that the backward pass of a Llama-like block keeps (``activation_bytes``), for the tokens of one
-micro-batch. The sampler's cache and the activations are never held at the same time: ``peak`` counts the larger.
+micro-batch. The sampler's cache, the gradients with the activations, and the gradients with their sums are held at
+different times: ``peak`` counts the largest.
 """
 
 from __future__ import annotations
@@ -149,22 +151,25 @@ def bill(
     slots: int = 0,
     capacity: int = 0,
     continued: bool = False,
+    several: bool = False,
     cpu: bool = True,
 ) -> dict[str, int]:
     """Bytes that training needs, by what they are for; ``peak`` is the most that is held at once.
 
     ``tokens`` go through the network at once (``train.micro_batch_tokens``, or what a step has if that is less), in
-    rows of up to ``longest``. ``slots`` completions of up to ``capacity`` tokens, prompts included, run at once in the
-    sampler. ``continued``: training began from an adapter, of which the reference keeps a copy. ``head`` is the
-    working space of the chunked output head, ``packed`` the sampler's copy of the weights on a ``cpu``.
+    rows of up to ``longest``; ``several``: an optimizer step has more of them. ``slots`` completions of up to
+    ``capacity`` tokens, prompts included, run at once in the sampler. ``continued``: training began from an adapter, of
+    which the reference keeps a copy. ``head`` is the working space of the chunked output head, ``packed`` the sampler's
+    copy of the weights on a ``cpu``.
     """
     b, w = dtype_bytes, max(dtype_bytes, 4)
     small = b < 4
     trained = shape.parameters if adapter is None else adapter.parameters(shape)
     if adapter is None:
-        gradients, optimizer = (b + 4 if small else b) * trained, (2 * w + (4 if small else 0)) * trained
+        gradients, optimizer = b * trained, (2 * w + (4 if small else 0)) * trained
+        wide = 4 * trained if small else 0
     else:
-        gradients, optimizer = w * trained, 2 * w * trained
+        gradients, optimizer, wide = w * trained, 2 * w * trained, 0
     own = b * trained if adapter is None else w * trained
     copy = own if adapter is None or continued else 0
     block = activation_bytes(shape, b, longest, adapter, cpu)
@@ -175,19 +180,20 @@ def bill(
     parts = {
         "weights": b * shape.parameters,
         "adapter": 0 if adapter is None else own,
-        "gradients": gradients,
+        "gradients": gradients + (wide if several else 0),
         "optimizer": optimizer,
         "reference": copy if reference else 0,
-        "critic": own + gradients + optimizer if critic else 0,
+        "critic": own + optimizer if critic else 0,
         "activations": tokens * (kept + (w + 3 * b) * shape.hidden),
         "head": rows * shape.vocab * (2 * w + (b if small else 0)) + (sums * shape.vocab if adapter is None else 0),
         "packed": _packed(shape, b) if cpu else 0,
         "cache": ((w if cpu else b) + b) * slots * capacity * shape.layers * shape.kv_heads * shape.head_dim,
         "process": PROCESS,
     }
-    passing = ("activations", "head", "cache")
+    passing = ("gradients", "activations", "head", "cache")
     held = sum(size for name, size in parts.items() if name not in passing)
-    return {**parts, "peak": held + max(parts["activations"] + parts["head"], parts["cache"])}
+    learning = parts["gradients"] + parts["activations"] + parts["head"]
+    return {**parts, "peak": held + max(learning, gradients + wide, parts["cache"])}
 
 
 def _packed(shape: Shape, dtype_bytes: int) -> int:

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from upslope.recipes.configs import GridRecipe
 from upslope.recipes.grid import train
+from upslope.recipes.grid_config import GridRecipe
 from upslope.types import GridTraining
 from upslope.worlds.grid_maps import generate
 from upslope.worlds.gridworld import SIX_BY_SIX, Blocked, Gridworld, parse

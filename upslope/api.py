@@ -179,7 +179,7 @@ def grid(world: Gridworld | None = None, learn: str = "ppo", **settings: Any) ->
     """Learn on a gridworld and record it beside the exact answers: ``grid(world, learn="ppo", seed=0)``.
 
     ``learn`` is ppo, grpo, values, policy, reinforce or q-learning; ``settings`` are keys of
-    ``upslope.recipes.configs.GridRecipe``. Raises InputError or InputErrors where something given cannot be used.
+    ``upslope.recipes.grid_config.GridRecipe``. Raises InputError or InputErrors where something given cannot be used.
     """
     from upslope.gridrun import recipe_of
     from upslope.recipes.grid import train

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from upslope.errors import InputError
 from upslope.maths import bellman
-from upslope.recipes.configs import GridRecipe
 from upslope.recipes.grid import train
 from upslope.recipes.grid_catch import CatchWorld, PolicyAnswers, ValueAnswers, catch_at
+from upslope.recipes.grid_config import GridRecipe
 from upslope.run.recipe import build
 from upslope.types import GridSnapshot, GridTraining
 from upslope.views.grid_page import write_grid_page

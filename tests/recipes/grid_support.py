@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from upslope.maths.bellman import SparseMdp
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_diary import Diary
 from upslope.recipes.grid_lab import Lab, lab_of
 from upslope.types import GridTraining

@@ -6,7 +6,7 @@ import torch
 
 from tests.recipes.grid_support import walks_by_hand
 from upslope.recipes import grid_grpo
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_lab import prepare
 from upslope.worlds.gridworld import SIX_BY_SIX, parse
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.recipes.grid_support import walks_by_hand
 from upslope.recipes import grid_policy
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_lab import Lab, prepare
 from upslope.worlds.gridworld import SIX_BY_SIX, parse
 

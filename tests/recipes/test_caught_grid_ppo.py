@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from upslope.recipes import grid_lab, grid_ppo
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_lab import prepare
 from upslope.worlds.gridworld import SIX_BY_SIX, parse
 

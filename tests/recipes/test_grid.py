@@ -13,8 +13,8 @@ from tests.recipes.grid_support import TINY
 from upslope.errors import InputError
 from upslope.maths import losses
 from upslope.recipes import grid
-from upslope.recipes.configs import GRID_DEFAULTS, GridRecipe
 from upslope.recipes.grid import LEARNERS, train
+from upslope.recipes.grid_config import GRID_DEFAULTS, GridRecipe
 from upslope.recipes.grid_lab import prepare, settled
 from upslope.types import GridSnapshot
 from upslope.worlds.gridworld import SIX_BY_SIX, parse

@@ -15,7 +15,7 @@ from tests.recipes.grid_support import TINY
 from upslope.maths import bellman, distributions, losses
 from upslope.models.small import PolicyMlp, ValueMlp
 from upslope.recipes import grid_grpo, grid_lab, grid_policy, grid_ppo, grid_values
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_lab import Lab, Targets, prepare
 from upslope.worlds.gridworld import SIX_BY_SIX, parse
 from upslope.worlds.walks import Transitions, episodes

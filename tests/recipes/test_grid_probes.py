@@ -12,7 +12,7 @@ import torch
 
 from tests.recipes.grid_support import process, tiny_lab, trained
 from upslope.recipes import grid_grpo, grid_policy, grid_ppo, grid_tables, grid_values
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_diary import Diary
 from upslope.recipes.grid_lab import Lab
 

@@ -23,8 +23,9 @@ from upslope.models import loading
 from upslope.models.networks import PolicyNetwork
 from upslope.models.tree import tree_logprobs, tree_values
 from upslope.recipes import grpo, ppo
-from upslope.recipes.configs import RECIPES, GridRecipe, GrpoRecipe, PpoRecipe
+from upslope.recipes.configs import RECIPES, GrpoRecipe, PpoRecipe
 from upslope.recipes.grid import train
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.loop import Loop
 from upslope.recipes.setup import prepare
 from upslope.run.folder import RunFolder

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from upslope.recipes import grid_grpo, grid_policy, grid_ppo, grid_tables, grid_values
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_diary import Diary, Watch
 from upslope.recipes.grid_lab import Lab, prepare
 from upslope.types import GridTraining

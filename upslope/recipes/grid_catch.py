@@ -26,7 +26,7 @@ from torch import Tensor
 from upslope.maths import bellman, weighting
 from upslope.models.small import encode
 from upslope.recipes import grid_lab, grid_ppo, grid_tables
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_diary import Diary
 from upslope.recipes.grid_lab import CriticTargets, Lab, lab_of
 from upslope.recipes.grid_values import fixed_policy

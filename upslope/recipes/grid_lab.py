@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from upslope.maths import distributions, losses, weighting
 from upslope.maths.bellman import SparseMdp
 from upslope.models.small import PolicyMlp, ValueMlp, encode, policy_at, values_at
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.seeds import derive
 from upslope.types import Rows
 from upslope.worlds.grid_truth import Exact, solve

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upslope.maths import bellman, weighting
 from upslope.recipes import grid_lab
-from upslope.recipes.configs import GridRecipe
+from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.grid_diary import Diary, Study
 from upslope.recipes.grid_lab import CriticTargets, Lab, look_up, walkers
 from upslope.seeds import derive

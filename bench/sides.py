@@ -6,6 +6,7 @@ A side is a piece of Python that gets its work as JSON in ``sys.argv[1]``, calls
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -78,8 +79,9 @@ class Side:
 
     def round(self) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what it said is told below
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self._until("RESULT"))
         self._until("READY")
         return found
@@ -91,7 +93,10 @@ class Side:
                 return line.removeprefix(word)
             self.said.append(line)
         self.errors.seek(0)
-        raise SystemExit(f"{self.name} ended:\n" + "".join(self.said[-20:]) + self.errors.read()[-4000:])
+        code = self.process.wait()
+        killed = ", perhaps for memory: take less work a round" if code == -9 else ""
+        told = "".join(self.said[-20:]) + self.errors.read()[-4000:]
+        raise SystemExit(f"{self.name} ended with {code}{killed}\n{told}")
 
 
 def in_turns(sides: Sequence[Side], rounds: int, warm: int = 1) -> dict[str, list[dict[str, Any]]]:

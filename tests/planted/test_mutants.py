@@ -15,7 +15,10 @@ from tests.planted.workshop import Workshop
 
 STRIDE = 12
 """The slow suite runs every twelfth mutant of a judged file; ``python -m tests.planted.mutants`` runs all of all."""
-JUDGED = {"returns", "advantages", "losses", "kl", "weighting", "numeric", "learner", "optimizer", "sft"}
+JUDGED = {
+    "returns", "advantages", "losses", "kl", "weighting", "numeric", "distributions", "learner", "optimizer", "sft",
+    "grpo", "ppo", "grid_lab", "grid_ppo", "grid_grpo", "grid_policy",
+}  # fmt: skip
 """Files whose mutants have all been run, and their survivors judged in ``survivors.md``."""
 
 

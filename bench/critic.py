@@ -1,14 +1,15 @@
 """Does PPO's critic earn its place? Its values against the truth that 32 continuations of each prefix show.
 
-    python bench/critic.py --model runs/ladder/seed-{seed}/sft/model --digits 1 2 3 --frozen
+    python bench/critic.py --frozen
     python bench/critic.py --model runs/ladder/seed-{seed}/sft/model --digits 2
 
-Trains PPO with the demo's settings on sums of numbers with 1, 2 or 3 digits (or on the demo's own task, 2), then takes
-100 held-out prompts with a part of an answer each, lets the final policy continue each 32 times, and prints the
-explained variance of the mean reward by the critic's value, 1 - Var(mean - V) / Var(mean), with a 95 % bootstrap
-interval over the prefixes. The mean of 32 has noise of its own, so even the true value would stay below 1; that ceiling
-is printed beside it. ``accuracy`` is greedy on 512 held-out prompts; ``--frozen`` trains again with the critic kept at
-zero, for its accuracy alone.
+The ladder on sums of numbers with 1, 2 or 3 digits: SFT, and from that model (or from ``--model``) PPO, both with the
+demo's settings; ``--digits 2`` is the demo's own task. Then takes 100 held-out prompts with a part of an answer each,
+lets the final policy continue each 32 times, and prints the explained variance of the mean reward by the critic's
+value, 1 - Var(mean - V) / Var(mean), with a 95 % bootstrap interval over the prefixes. The mean of 32 has noise of its
+own, so even the true value would stay below 1; that ceiling is printed beside it. ``accuracy`` is greedy on 512
+held-out prompts, of the SFT model (``accuracy_before``) and of PPO; ``--frozen`` trains again with the critic kept at
+zero, for its accuracy alone. ``gained`` and ``lost`` count prompts against the SFT model, ``p`` is McNemar's.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from statistics import fmean, pvariance
 from typing import Any
 
 import torch
+from ladder import MODEL, SFT, mcnemar
 
+from upslope import api
 from upslope.demo import ANSWER_TOKENS, DATA, Plan, ppo_settings
 from upslope.recipes import ppo
-from upslope.recipes.configs import PpoRecipe
+from upslope.recipes.configs import PpoRecipe, SftRecipe
 from upslope.recipes.judge import finish
 from upslope.recipes.loop import Loop
 from upslope.recipes.rollouts import answer_text
 from upslope.recipes.setup import Workshop, prepare
 from upslope.run.folder import RunFolder
-from upslope.run.metrics import read_metrics
 from upslope.run.recipe import build
 from upslope.run.session import Run
 from upslope.seeds import derive, generator
@@ -102,12 +104,20 @@ def sums(digits: list[int], seed: int, path: Path) -> dict[str, Any]:
     pairs: dict[tuple[int, int], None] = {}
     while len(pairs) < ROWS:
         sizes = draw.choice(digits, 2)
-        low = [10 ** (size - 1) if size > 1 else 0 for size in sizes]
-        pairs[tuple(int(draw.integers(a, 10**size)) for a, size in zip(low, sizes, strict=True))] = None  # type: ignore[index]
-    rows = [{"prompt": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in pairs]
+        a, b = (int(draw.integers(10 ** (size - 1) if size > 1 else 0, 10**size)) for size in sizes)
+        pairs[a, b] = None
+    rows = [{"prompt": f"What is {a} + {b}?", "completion": str(a + b), "answer": str(a + b)} for a, b in pairs]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"data": {"path": str(path), "heldout": HELDOUT}, "reward": {"builtin": "exact"}}
+
+
+def supervised(seed: int, out: Path, data: dict[str, Any]) -> str:
+    """The demo's SFT on the rows that PPO will ask: the model's directory."""
+    keys = {"seed": seed, "model": MODEL, "data": data, "sampling": {"max_new_tokens": ANSWER_TOKENS}, **SFT}
+    keys["train"] = {"eval_every": 0, "eval_prompts": 64, **SFT["train"]}
+    api.execute(build(keys, SftRecipe, "bench/critic.py"), "overwrite", path=out)
+    return str(out / "model")
 
 
 def run(model: str, seed: int, out: Path, rows: dict[str, Any], changes: dict[str, Any]) -> dict[str, float]:
@@ -116,7 +126,7 @@ def run(model: str, seed: int, out: Path, rows: dict[str, Any], changes: dict[st
     for section, values in changes.items():
         settings[section] = {**settings.get(section, {}), **values}
     keys = {"seed": seed, "model": model, **rows, "sampling": {"max_new_tokens": ANSWER_TOKENS}, **settings}
-    keys["train"] = {"eval_every": 0, "eval_prompts": HELDOUT, **settings["train"]}
+    keys["train"] = {"eval_every": 0, "eval_prompts": 64, **settings["train"]}
     loaded = build(keys, PpoRecipe, "bench/critic.py")
     folder = RunFolder.open(out, loaded.text, {"recipe": "ppo"}, "overwrite")
     with Run(folder, save_every=0, listeners=[TerminalView()]) as session, ExitStack() as stack:
@@ -129,15 +139,22 @@ def run(model: str, seed: int, out: Path, rows: dict[str, Any], changes: dict[st
         ppo.train(loaded.recipe, shop, networks, loop)
         found = truth(shop, networks, seed)
         finish(loaded.recipe, shop, loop)
-    scores = [row["eval/reward"] for row in read_metrics(out / "metrics.jsonl") if "eval/reward" in row]
-    return {
-        **found, "before_training": before["explained_variance"], "accuracy_before": scores[0], "accuracy": scores[-1],
-    }  # fmt: skip
+    return {**found, "before_training": before["explained_variance"]}
+
+
+def greedy(model: str, seed: int, rows: dict[str, Any]) -> tuple[float, ...]:
+    """The greedy answers' rewards on the held-out prompts."""
+    data, reward = rows["data"], rows.get("reward")
+    given = {"task": data["task"]} if "task" in data else {"data": data["path"], "heldout": HELDOUT}
+    found = api.evaluate(model, reward=reward, prompts=HELDOUT, max_new_tokens=ANSWER_TOKENS, seed=seed, **given)
+    return tuple(float(value or 0.0) for value in found.greedy.rewards)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the SFT model that PPO starts from; {seed} is filled in")
+    parser.add_argument(
+        "--model", help="the SFT model that PPO starts from; {seed} is filled in. Default: trained here"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--digits", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
     parser.add_argument("--frozen", action="store_true", help="train beside it with the critic kept at zero")
@@ -151,12 +168,21 @@ def main() -> None:
         changes.setdefault(section, {})[name] = json.loads(value)
     rows = []
     for seed in chosen.seeds:
-        model, out = chosen.model.format(seed=seed), chosen.out / f"seed-{seed}"
+        out = chosen.out / f"seed-{seed}"
         task = {"data": DATA} if chosen.digits == [2] else sums(chosen.digits, seed, chosen.out / f"sums-{seed}.jsonl")
-        rows.append({"seed": seed, **run(model, seed, out, task, changes)})
+        model = chosen.model.format(seed=seed) if chosen.model else supervised(seed, out / "sft", task["data"])
+        before = greedy(model, seed, task)
+        rows.append({"seed": seed, "accuracy_before": fmean(before), **run(model, seed, out / "ppo", task, changes)})
+        arms = {"": "ppo"}
         if chosen.frozen:
+            arms["_frozen"] = "frozen"
             frozen = {**changes, "ppo": {**changes.get("ppo", {}), "freeze_critic": True}}
-            rows[-1]["accuracy_frozen"] = run(model, seed, chosen.out / f"frozen-{seed}", task, frozen)["accuracy"]
+            run(model, seed, out / "frozen", task, frozen)
+        for name, arm in arms.items():
+            after = greedy(str(out / arm / "model"), seed, task)
+            gained, lost, p = mcnemar(before, after)
+            found = {"accuracy": fmean(after), "gained": gained, "lost": lost, "p": p}
+            rows[-1] |= {key + name: value for key, value in found.items()}
         print(json.dumps(rows[-1]), flush=True)
     (chosen.out / "critic.json").write_text(json.dumps(rows, indent=1))
 

@@ -23,6 +23,7 @@ from upslope.run.recipe import build
 
 SHUFFLED = str(Path(__file__).with_name("shuffled_reward.py")) + ":shuffled"
 PLAN = Plan()
+SFT: dict[str, Any] = {"train": {"steps": PLAN.sft, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}}
 PPO, GRPO = ppo_settings(PLAN), grpo_settings(PLAN)
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", PPO),
@@ -60,8 +61,7 @@ def main() -> None:
     rows = []
     for seed in chosen.seeds:
         base = chosen.out / f"seed-{seed}"
-        sft_settings = {"train": {"steps": PLAN.sft, "prompts": 16}, "optim": {"lr": 5e-5, "decay": "linear"}}
-        start = train("sft", base / "sft", seed, MODEL, sft_settings)
+        start = train("sft", base / "sft", seed, MODEL, SFT)
         sft = api.evaluate(str(start), task="arithmetic", max_new_tokens=ANSWER_TOKENS, seed=seed)
         for arm in ["sft", *chosen.arms]:
             kind, settings = ARMS.get(arm, ("sft", {}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ class Side:
         self.said: list[str] = []
         self.process = subprocess.Popen(
             [python, "-u", "-c", PRELUDE + code, json.dumps(dict(work))], text=True, env={**os.environ, **env},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, start_new_session=True,
         )  # fmt: skip
 
     def __enter__(self) -> Side:
@@ -73,7 +74,8 @@ class Side:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a side may have workers of its own (vLLM)
         self.process.wait()
         self.errors.close()
 

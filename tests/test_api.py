@@ -140,6 +140,19 @@ def test_evaluate_scores_the_rows_that_a_training_run_kept(bench: Bench) -> None
     assert every.greedy.n == 12 and every == upslope.evaluate(str(bench.model), split="all", **settings)
 
 
+def test_evaluate_leaves_bad_rows_out_where_a_training_run_would(bench: Bench, tmp_path: Path) -> None:
+    lines = Path(bench.rows).read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:3], '{"answer": "3"}', *lines[3:]]) + "\n")
+    settings: dict[str, Any] = {
+        "data": str(tmp_path / "rows.jsonl"), "reward": letters, "max_new_tokens": 4, "device": "cpu",
+        "dtype": "float32", "split": "all",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"data\.on_bad_row: skip"):
+        upslope.evaluate(str(bench.model), **settings)
+    found = upslope.evaluate(str(bench.model), on_bad_row="skip", **settings)
+    assert sorted(found.prompts) == sorted(json.loads(line)["prompt"] for line in lines)
+
+
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [

@@ -50,6 +50,12 @@ def answers_for_a_reward_model(desk: Desk) -> Mend:
     return lambda desk, said: [] if suggested("or run upslope (sft)", said) else ["nothing"]
 
 
+@bad(21, "pairs to skip", r"1 of 9 rows are bad and left out \(1\)", code=0, command="reward recipe.yaml")
+def skipped_pairs(desk: Desk) -> None:
+    preferences(desk, [{"prompt": "say 9", "chosen": None, "rejected": "8"}, *pairs(equal=0)])
+    desk.recipe["data"]["on_bad_row"] = "skip"
+
+
 @bad(
     21,
     "some pairs whose two answers are equal",

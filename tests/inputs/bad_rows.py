@@ -347,6 +347,12 @@ def repeated(desk: Desk) -> None:
     desk.recipe["data"]["heldout"] = 0
 
 
+@bad(22, "completions to skip", r"1 of 9 rows are bad and left out \(1\)", code=0, command="sft recipe.yaml")
+def skipped_completions(desk: Desk) -> None:
+    desk.supervised([{"prompt": "say 9", "completion": None}, *({**row, "completion": "8"} for row in GOOD[:8])])
+    desk.recipe["data"]["on_bad_row"] = "skip"
+
+
 @bad(22, "an empty completion", r"rows\.jsonl row 1: completion is empty, expected text", command="sft recipe.yaml")
 def empty_completion(desk: Desk) -> Mend:
     good = [{"prompt": f"say {n}", "completion": str(n)} for n in range(8)]

@@ -97,6 +97,34 @@ def test_cuts_change_a_bfloat16_gradient_by_rounding_only() -> None:
     assert float((whole - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.parametrize(("budget", "passes"), [(4096, 1), (61, 2)])
+def test_float32_sums_of_a_bfloat16_gradient_exist_from_the_second_pass_on(budget: int, passes: int) -> None:
+    """What ``models.memory`` counts on: while the only pass of a step runs, no float32 sums are held beside it."""
+    rows = batch()
+    learner = policy(tiny.model(dtype=torch.bfloat16), budget)
+    assert len(micro_batches(rows, budget)) == passes
+    learner.gradient(rows, goal(rows, torch.float32), weighting.token_mean(rows.mask), weighted_nll)
+    assert any(weight.grad is not None for weight in learner.optimizer.compute.values())  # the last pass's own
+    assert {master.grad is not None for master in learner.optimizer.master.values()} == {passes > 1}
+    assert learner.optimizer.norm() > 0
+    assert all(master.grad is not None for master in learner.optimizer.master.values())
+    assert all(weight.grad is None for weight in learner.optimizer.compute.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_two_gradients_add_up_in_the_masters(dtype: torch.dtype) -> None:
+    """The second adds to the first whether it is read, normed or stepped with."""
+    rows = batch(units=None)
+    weights = weighting.token_mean(rows.mask, torch.promote_types(dtype, torch.float32))
+    once, twice = policy(tiny.model(dtype=dtype), clip_norm=1e9), policy(tiny.model(dtype=dtype), clip_norm=1e9)
+    once.gradient(rows, goal(rows, weights.dtype), weights, weighted_nll)
+    for _ in range(2):
+        twice.gradient(rows, goal(rows, weights.dtype), weights, weighted_nll)
+    norm = twice.optimizer.norm()
+    assert norm == pytest.approx(2 * once.optimizer.norm(), rel=1e-6) and norm > 0
+    assert distance(gradients(twice), {name: 2 * found for name, found in gradients(once).items()}) < 1e-6
+
+
 def test_two_gradients_add_up() -> None:
     rows = batch(units=None)
     weights = weighting.token_mean(rows.mask, torch.float64)

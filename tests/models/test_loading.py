@@ -26,7 +26,7 @@ def edit(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def refused(folder: Path | str, *words: str, template: str | None = None) -> InputError:
+def assert_refused(folder: Path | str, *words: str, template: str | None = None) -> InputError:
     """The error of the whole way (card, then weights), which must name the key, the words, and an action."""
     with pytest.raises(InputError) as caught:
         card = loading.read_card(str(folder), template)
@@ -42,120 +42,120 @@ def refused(folder: Path | str, *words: str, template: str | None = None) -> Inp
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 def test_missing_directory() -> None:
-    refused("./no/such/place", "no such directory './no/such/place'", "hub id")
+    assert_refused("./no/such/place", "no such directory './no/such/place'", "hub id")
 
 
 def test_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "model.gguf", "a GGUF file", "directory of the unquantised model")
+    assert_refused(tmp_path / "model.gguf", "a GGUF file", "directory of the unquantised model")
 
 
 def test_some_other_file(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"")
-    refused(tmp_path / "weights.safetensors", "is a file", "config.json")
+    assert_refused(tmp_path / "weights.safetensors", "is a file", "config.json")
 
 
 def test_no_config_names_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    refused(tmp_path, "no config.json", "notes.txt", "give a model directory")
+    assert_refused(tmp_path, "no config.json", "notes.txt", "give a model directory")
 
 
 def test_empty_directory(tmp_path: Path) -> None:
-    refused(tmp_path, "no config.json (found: nothing)")
+    assert_refused(tmp_path, "no config.json (found: nothing)")
 
 
 def test_adapter_folder_whose_weights_are_empty(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    refused(tmp_path, "adapter_model.safetensors", "no whole safetensors file")
+    assert_refused(tmp_path, "adapter_model.safetensors", "no whole safetensors file")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickle_weights(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
-    refused(folder, f"only {name}", "safetensors only", "pickle runs code", "convert")
+    assert_refused(folder, f"only {name}", "safetensors only", "pickle runs code", "convert")
 
 
 def test_no_weights_at_all(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    refused(folder, "no weights")
+    assert_refused(folder, "no weights")
 
 
 def test_remote_code_of_the_model(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
     (folder / "modeling.py").write_text("raise SystemExit('remote code ran')")
-    refused(folder, "auto_map", "remote code is never run")
+    assert_refused(folder, "auto_map", "remote code is never run")
 
 
 def test_remote_code_of_the_tokenizer_does_not_run(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tok.Evil", None]}, tokenizer_class="Evil")
     (folder / "tok.py").write_text("raise SystemExit('remote code ran')")
-    refused(folder, "custom code")
+    assert_refused(folder, "custom code")
 
 
 def test_git_lfs_pointer(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
-    refused(folder, "git-lfs pointer", "git lfs pull")
+    assert_refused(folder, "git-lfs pointer", "git lfs pull")
 
 
 def test_truncated_weights(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(folder, str(folder))
+    assert_refused(folder, str(folder))
 
 
 def test_missing_shard(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, "model-00002-of-00002")
+    assert_refused(folder, "model-00002-of-00002")
 
 
 def test_missing_tensors_are_never_initialised_at_random(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    refused(folder, "model.layers.1.mlp.up_proj.weight")
+    assert_refused(folder, "model.layers.1.mlp.up_proj.weight")
 
 
 def test_a_classifier_is_no_language_model(folder: Path) -> None:
     config = tiny.model("llama").config
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    refused(folder, "is a reward model (LlamaForSequenceClassification)")
+    assert_refused(folder, "is a reward model (LlamaForSequenceClassification)")
 
 
 def test_tensors_of_another_shape(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(5)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    refused(folder, str(folder), "model.norm.weight")
+    assert_refused(folder, str(folder), "model.norm.weight")
 
 
 @pytest.mark.parametrize("text", ["{not json", "[]"])
 def test_broken_config(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    refused(folder, "config.json")
+    assert_refused(folder, "config.json")
 
 
 def test_unknown_architecture(folder: Path) -> None:
     edit(folder / "config.json", model_type="nonesuch")
-    refused(folder, "nonesuch")
+    assert_refused(folder, "nonesuch")
 
 
 def test_not_a_causal_model(folder: Path) -> None:
     edit(folder / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
-    refused(folder, str(folder))
+    assert_refused(folder, str(folder))
 
 
 def test_tokenizer_missing(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    refused(folder, "tokenizer")
+    assert_refused(folder, "tokenizer")
 
 
 def test_tokenizer_larger_than_embedding(tmp_path: Path) -> None:
     folder = tiny.directory(tmp_path, vocab_size=tiny.VOCAB - 3)
-    refused(folder, f"tokenizer has {tiny.VOCAB} ids", f"{tiny.VOCAB - 3} rows", "resize the embedding")
+    assert_refused(folder, f"tokenizer has {tiny.VOCAB} ids", f"{tiny.VOCAB - 3} rows", "resize the embedding")
 
 
 def test_an_embedding_larger_than_the_tokenizer_is_common_and_fine(tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_an_embedding_larger_than_the_tokenizer_is_common_and_fine(tmp_path: Pat
 
 
 def test_no_such_chat_template(folder: Path) -> None:
-    error = refused(folder, "no such file ./nowhere.jinja", "chatml", template="./nowhere.jinja")
+    error = assert_refused(folder, "no such file ./nowhere.jinja", "chatml", template="./nowhere.jinja")
     assert error.where == "model.chat_template"
 
 
 def test_chat_template_that_is_no_jinja(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jinja").write_text("line one\n{% for message in messages %}{{ message")
-    error = refused(folder, "bad.jinja", "line 2", template=str(tmp_path / "bad.jinja"))
+    error = assert_refused(folder, "bad.jinja", "line 2", template=str(tmp_path / "bad.jinja"))
     assert error.where == "model.chat_template"
 
 
@@ -260,7 +260,7 @@ def test_a_generation_config_that_transformers_finds_odd_does_not_lose_the_run(f
 
 
 # --------------------------------------------------------------------------------------------------- devices and dtypes
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_assert_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert loading.choose_device("auto") == torch.device("cpu")

@@ -206,3 +206,21 @@ def test_rollouts_carry_their_whitened_advantages(bench: Bench) -> None:
     run = bench.run("ppo", "logged", steps=1, eval_prompts=0)
     lines = [json.loads(line) for line in (run.folder / "rollouts" / "step-00001.jsonl").read_text().splitlines()]
     assert sum(line["advantage"] * len(line["token_ids"]) for line in lines) == pytest.approx(0, abs=1e-3)
+
+
+def test_the_critics_head_learns_at_a_rate_of_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[ppo.Networks] = []
+    build_networks = ppo.build
+    monkeypatch.setattr(ppo, "build", lambda *given: kept.append(build_networks(*given)) or kept[0])
+    bench.run("ppo", "rates", steps=1, lr=3e-4, critic_lr=1e-4, critic_head_lr=7e-3, decay="constant", eval_prompts=0)
+    found = {}
+    for name in ("policy", "critic"):
+        optimizer = getattr(kept[0], name).optimizer
+        names = {id(tensor): weight for weight, tensor in optimizer.master.items()}
+        for group in optimizer.optimizer.param_groups:
+            found |= {f"{name} {names[id(tensor)]}": group["lr"] for tensor in group["params"]}
+    head = {key: rate for key, rate in found.items() if key.startswith("critic head.")}
+    decoder = {key: rate for key, rate in found.items() if key.startswith("critic ") and key not in head}
+    policy = {key: rate for key, rate in found.items() if key.startswith("policy ")}
+    for rates, wanted in ((head, 7e-3), (decoder, 1e-4), (policy, 3e-4)):
+        assert rates and list(rates.values()) == pytest.approx([wanted] * len(rates))

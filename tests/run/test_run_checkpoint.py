@@ -1,7 +1,8 @@
+"""Checkpoints: the round trip, and crashes, full disks and kills at any moment of a save."""
+
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -11,74 +12,28 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.run.checkpoint_support import (
+    Part,
+    assert_all_visible_are_valid,
+    hidden,
+    no_waiting_for_the_disk,
+    read,
+    visible,
+    write,
+)
 from upslope.errors import InputError, MachineError
 from upslope.run import checkpoint
 from upslope.types import State
 
+__all__ = ["no_waiting_for_the_disk"]
 PRIMITIVES = ("_make_folder", "_write_bytes", "_write_tensors", "_sync", "_rename", "_remove")
 WRITERS = ("_write_bytes", "_write_tensors")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses no written data, only a power cut does; that files are synced has its own test."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-@dataclass
-class Part:
-    """A part whose content is decided by one number."""
-
-    number: int = 0
-    size: int = 50
-    restored: State | None = field(default=None)
-
-    def state(self) -> State:
-        tensors = {"w": torch.arange(self.size, dtype=torch.float64) * self.number, "n": torch.tensor(self.number)}
-        return State(tensors=tensors, values={"number": self.number, "name": f"part {self.number}"})
-
-    def restore(self, state: State) -> None:
-        self.restored = state
-        self.number = state.values["number"]
-
-
-def write(directory: Path, step: int, keep: int = 2, inner: int = 0) -> Path:
-    return checkpoint.save(directory, (step, inner), {"a": Part(step), "b": Part(-step)}, {"recipe": "r"}, keep)
-
-
-def read(directory: Path) -> tuple[tuple[int, int] | None, list[str]]:
-    """Order of the newest valid checkpoint, after checking that its content is the one saved under that order."""
-    found, notices = checkpoint.latest(directory)
-    if found is None:
-        return None, notices
-    a, b = Part(), Part()
-    found.restore({"a": a, "b": b})
-    assert (a.number, b.number) == (found.order[0], -found.order[0])
-    assert a.restored is not None
-    assert torch.equal(a.restored.tensors["w"], torch.arange(50, dtype=torch.float64) * found.order[0])
-    return found.order, notices
-
-
-def visible(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
-
-
-def assert_all_visible_are_valid(directory: Path) -> None:
-    for name in visible(directory):
-        order = checkpoint.parse_label(name)
-        assert order is not None
-        assert checkpoint.verify(directory / name, order)[1] == ""
-
-
-def hidden(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.name.startswith("."))
 
 
 # ------------------------------------------------------------------------------------------------------ the round trip
@@ -379,69 +334,6 @@ def test_too_little_space_is_told_with_numbers_and_nothing_is_written(
     monkeypatch.setattr(checkpoint, "_free_bytes", lambda path: int(1.2 * (bytes_of_tensors + 200)))
     write(tmp_path, 2, keep=1)
     assert read(tmp_path) == ((2, 0), [])
-
-
-# ---------------------------------------------------------------------------------------------------------- corruption
-def test_one_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_used(tmp_path: Path) -> None:
-    write(tmp_path, 1)
-    newest = write(tmp_path, 2)
-    files = sorted(path.name for path in newest.iterdir())
-    assert files == ["a.json", "a.safetensors", "b.json", "b.safetensors", "manifest.json"]
-    chance = random.Random(0)
-    for name in files:
-        original = (newest / name).read_bytes()
-        places = range(len(original)) if name == "manifest.json" else chance.sample(range(len(original)), 20)
-        for place in places:
-            damaged = bytearray(original)
-            damaged[place] ^= 1 << chance.randrange(8)
-            (newest / name).write_bytes(damaged)
-            found, notices = checkpoint.latest(tmp_path)
-            assert found is not None and found.order == (1, 0), (name, place)
-            assert len(notices) == 1 and name in notices[0] and "step-00002" in notices[0]
-        (newest / name).write_bytes(original)
-    assert read(tmp_path) == ((2, 0), [])
-
-
-@pytest.mark.parametrize("name", ["a.json", "b.safetensors", "manifest.json"])
-@pytest.mark.parametrize("harm", ["missing", "truncated", "empty", "longer"])
-def test_a_missing_or_torn_file_is_named_and_the_previous_checkpoint_used(tmp_path: Path, name: str, harm: str) -> None:
-    write(tmp_path, 1)
-    file = write(tmp_path, 2) / name
-    data = file.read_bytes()
-    file.write_bytes({"missing": b"", "truncated": data[:-5], "empty": b"", "longer": data + b" "}[harm])
-    if harm == "missing":
-        file.unlink()
-    order, notices = read(tmp_path)
-    assert order == (1, 0) and len(notices) == 1
-    assert name in notices[0]
-    assert harm != "missing" or f"{name} is missing" in notices[0]
-    if harm != "missing" and name != "manifest.json":
-        assert f"{name} has {file.stat().st_size} bytes, expected {len(data)}" in notices[0]
-
-
-def test_a_renamed_checkpoint_a_newer_format_and_a_path_outside_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, 1)
-    shutil.copytree(tmp_path / "step-00001", tmp_path / "step-00005")
-    assert read(tmp_path)[0] == (1, 0)
-    assert "says it is step-00001" in read(tmp_path)[1][0]
-    shutil.rmtree(tmp_path / "step-00005")
-    body = json.loads((write(tmp_path, 2) / "manifest.json").read_text())
-    del body["sha256"]
-    (tmp_path / "step-00002" / "manifest.json").write_bytes(checkpoint._sealed({**body, "format": 2}))
-    assert "format 2" in read(tmp_path)[1][0]
-    outside = {"../../x.json": {"bytes": 0, "sha256": ""}}
-    (tmp_path / "step-00002" / "manifest.json").write_bytes(checkpoint._sealed({**body, "files": outside}))
-    assert "no checkpoint file" in read(tmp_path)[1][0]
-
-
-def test_nothing_saved_is_none_without_notice(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "absent") == (None, [])
-
-
-def test_latest_leaves_another_process_writing_alone(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-step-00003.1").mkdir()
-    checkpoint.latest(tmp_path)
-    assert hidden(tmp_path) == [".tmp-step-00003.1"]
 
 
 # ------------------------------------------------------------------------------------------------------- real SIGKILL

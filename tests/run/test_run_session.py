@@ -1,3 +1,5 @@
+"""Runs that are stopped, killed or damaged and go on the same; what is saved when, and how a run ends."""
+
 from __future__ import annotations
 
 import json
@@ -6,135 +8,23 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
+from tests.run.session_support import INNER, STEPS, Weights, known_surroundings, outcome, recipe, train, uninterrupted
 from upslope.errors import InputError, MachineError, Stopped
 from upslope.run import checkpoint
 from upslope.run.folder import RunFolder, read_record
-from upslope.run.metrics import read_metrics
-from upslope.run.session import Listener, Run
-from upslope.run.signals import StopSignals
-from upslope.seeds import generator
-from upslope.types import State
+from upslope.run.session import Run
 
-STEPS, INNER = 4, 3
-
-
-@pytest.fixture(autouse=True)
-def known_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("UPSLOPE_STOP_AFTER", raising=False)
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # nothing here cuts the power, and disks are slow
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-# --------------------------------------------------------------------------------- a small training loop, and its parts
-class Weights:
-    """A tensor with momentum, updated from the buffered rollouts: where it is wrong once it stays wrong."""
-
-    def __init__(self) -> None:
-        self.w = torch.zeros(3, dtype=torch.float64)
-        self.momentum = torch.zeros(3, dtype=torch.float64)
-        self.version = 0
-
-    def update(self, row: list[float]) -> None:
-        self.momentum = 0.9 * self.momentum + torch.tensor(row, dtype=torch.float64)
-        self.w = self.w + 0.1 * self.momentum
-        self.version += 1
-
-    def state(self) -> State:
-        return State(tensors={"w": self.w, "momentum": self.momentum}, values={"version": self.version})
-
-    def restore(self, state: State) -> None:
-        self.w, self.momentum = state.tensors["w"], state.tensors["momentum"]
-        self.version = state.values["version"]
-
-
-class Buffer:
-    """Rollouts of the step in progress."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[float]] = []
-
-    def state(self) -> State:
-        return State(values={"rows": self.rows})
-
-    def restore(self, state: State) -> None:
-        self.rows = state.values["rows"]
+__all__ = ["known_surroundings", "uninterrupted"]
+BOUNDARIES = [(step, inner) for step in range(1, STEPS + 1) for inner in (*range(1, INNER + 1), 0)]
 
 
 class Kill(BaseException):
     """Ends the loop where a SIGKILL would: whatever was written since the last checkpoint is still in the folder."""
-
-
-def recipe(steps: int = STEPS, save_every: int = 2, seed: int = 5) -> str:
-    return yaml.safe_dump({"train": {"steps": steps, "save_every": save_every, "seed": seed}})
-
-
-def train(
-    path: Path,
-    mode: Any = "new",
-    *,
-    steps: int = STEPS,
-    save_every: int = 2,
-    listeners: list[Any] | None = None,
-    stop: StopSignals | None = None,
-    hook: Any = None,
-    keep: int = 1,
-) -> Run:
-    """Draw rollouts, take INNER optimizer steps on them, log; resumable after each of them."""
-    folder = RunFolder.open(path, recipe(steps, save_every), {}, mode)
-    weights, buffer = Weights(), Buffer()
-    with Run(folder, save_every=save_every, keep=keep, listeners=listeners or [], stop=stop) as run:
-        run.attach(weights=weights, buffer=buffer)
-        run.start({"recipe": "counter"})
-        begun, done = run.resumed.order if run.resumed else (0, 0)
-        for step in range(begun if done else begun + 1, steps + 1):
-            if done == 0:
-                run.phase(step, "sampling")
-                draws = generator(5, "rollout", step).standard_normal((INNER, 3)) + weights.w.numpy()
-                buffer.rows = draws.tolist()
-                run.rollouts(step, [{"row": row} for row in buffer.rows])
-                run.sample(step, "p", str(buffer.rows[0]), 0.5)
-            for inner in range(done + 1, INNER + 1):
-                if hook:
-                    hook(run, step, inner)
-                weights.update(buffer.rows[inner - 1])
-                run.boundary((step, inner))
-            run.log(step, {"norm": float(weights.w.norm()), "version": weights.version}, {"update": 0.5})
-            done = 0
-            run.boundary((step, 0))
-        run.finish({"version": weights.version})
-    return run
-
-
-def outcome(path: Path) -> dict[str, bytes]:
-    """Everything a run decides, byte for byte: metrics, rollouts, and the parts of its last checkpoint."""
-    found, notices = checkpoint.latest(path / "checkpoints")
-    assert found is not None and notices == []
-    assert found.order == (STEPS, 0)
-    files = [path / "metrics.jsonl", *sorted((path / "rollouts").iterdir())]
-    files += [file for file in sorted(found.path.iterdir()) if file.name != "manifest.json"]
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    path = tmp_path_factory.mktemp("whole") / "run"
-    train(path)
-    return outcome(path)
-
-
-BOUNDARIES = [(step, inner) for step in range(1, STEPS + 1) for inner in (*range(1, INNER + 1), 0)]
 
 
 def test_the_uninterrupted_run_holds_what_the_comparisons_compare(uninterrupted: dict[str, bytes]) -> None:
@@ -436,129 +326,3 @@ def test_a_run_off_the_main_thread_works(tmp_path: Path, uninterrupted: dict[str
     thread.start()
     thread.join()
     assert outcome(tmp_path / "run") == uninterrupted
-
-
-# ------------------------------------------------------------------------------------------------------------ listeners
-class Recorder:
-    """Notes every event; raises in the one named."""
-
-    def __init__(self, fail_in: str = "") -> None:
-        self.events: list[tuple[str, Any]] = []
-        self.fail_in = fail_in
-
-    def note(self, name: str, *arguments: Any) -> None:
-        self.events.append((name, arguments))
-        if name == self.fail_in:
-            raise ConnectionError("no network")
-
-    def on_start(self, facts: dict[str, Any]) -> None:
-        self.note("start", facts)
-
-    def on_phase(self, step: int, phase: str, done: int, total: int) -> None:
-        self.note("phase", step, phase, done, total)
-
-    def on_step(self, step: int, metrics: dict[str, Any], timings: dict[str, float]) -> None:
-        self.note("step", step, metrics, timings)
-
-    def on_notice(self, text: str) -> None:
-        self.note("notice", text)
-
-    def on_sample(self, step: int, prompt: str, completion: str, reward: float | None) -> None:
-        self.note("sample", step, prompt, completion, reward)
-
-    def on_end(self, summary: dict[str, Any]) -> None:
-        self.note("end", summary)
-
-    def of(self, name: str) -> list[Any]:
-        return [arguments for event, arguments in self.events if event == name]
-
-
-def test_listeners_hear_a_run_in_order(tmp_path: Path) -> None:
-    recorder = Recorder()
-    assert isinstance(recorder, Listener)
-    train(tmp_path / "run", steps=2, listeners=[recorder])
-    assert [name for name, _ in recorder.events] == ["start", *["phase", "sample", "step"] * 2, "end"]
-    (facts,) = recorder.of("start")[0]
-    assert facts["recipe"] == "counter" and facts["folder"] == str(tmp_path / "run") and facts["run"] == "run"
-    assert facts["resumed"] is False and facts["resumed_step"] == 0
-    assert facts["id"] == read_record(tmp_path / "run")["id"]
-    rows = read_metrics(tmp_path / "run")
-    assert [{"step": step, **metrics} for step, metrics, _ in recorder.of("step")] == rows
-    assert recorder.of("step")[0][2] == {"update": 0.5}
-    assert recorder.of("end") == [({"version": 6, "status": "finished", "step": 2},)]
-
-
-def test_listeners_hear_where_a_run_goes_on_and_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UPSLOPE_STOP_AFTER", "3:1")
-    recorder = Recorder()
-    with pytest.raises(Stopped):
-        train(tmp_path / "run", listeners=[recorder])
-    assert recorder.of("end") == [({"status": "stopped", "step": 2},)]
-    recorder = Recorder()
-    train(tmp_path / "run", "resume", listeners=[recorder])
-    (facts,) = recorder.of("start")[0]
-    assert facts["resumed"] is True and facts["resumed_step"] == 2
-    recorder = Recorder()
-    with pytest.raises(ZeroDivisionError):
-        train(tmp_path / "b", listeners=[recorder], hook=lambda *_: 1 // 0)
-    assert recorder.of("end") == [({"status": "failed", "step": 0},)]
-
-
-@pytest.mark.parametrize("event", ["start", "phase", "step", "sample", "end", "notice"])
-def test_a_failing_listener_is_dropped_once_told_and_never_ends_the_run(
-    tmp_path: Path, uninterrupted: dict[str, bytes], event: str
-) -> None:
-    bad, good = Recorder(fail_in=event), Recorder()
-
-    def say(run: Run, step: int, inner: int) -> None:
-        if inner == 1:
-            run.notice(f"step {step}")
-
-    run = train(tmp_path / "run", listeners=[bad, good], hook=say)
-    assert len(bad.of(event)) == 1 and bad.events[-1][0] == event
-    told = [text for (text,) in good.of("notice") if "dropped" in text]
-    assert told == [f"Recorder failed in on_{event} and was dropped: ConnectionError: no network"]
-    assert run.listeners == [good] and len(good.of("step")) == STEPS and len(good.of("end")) == 1
-    assert outcome(tmp_path / "run") == uninterrupted
-
-
-def test_a_signal_is_mentioned_once_and_not_from_the_handler(tmp_path: Path) -> None:
-    recorder = Recorder()
-    inside: list[int] = []
-
-    def send(run: Run, step: int, inner: int) -> None:
-        if (step, inner) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
-            inside.append(len(recorder.of("notice")))
-            run.phase(1, "update", 1, 3)
-            inside.append(len(recorder.of("notice")))
-
-    with pytest.raises(Stopped):
-        train(tmp_path / "run", listeners=[recorder], hook=send)
-    assert inside == [0, 1]
-    assert recorder.of("notice") == [
-        ("SIGTERM received: stopping after this optimizer step; a second Ctrl-C stops at once, unsaved",)
-    ]
-
-
-def test_a_stop_that_the_caller_holds_is_obeyed(tmp_path: Path) -> None:
-    stop = StopSignals()
-
-    def ask(run: Run, step: int, inner: int) -> None:
-        stop.requested = signal.SIGTERM
-
-    with pytest.raises(Stopped, match="step 1, optimizer step 1"):
-        train(tmp_path / "run", stop=stop, hook=ask)
-
-
-def test_lost_log_lines_are_a_notice(tmp_path: Path) -> None:
-    recorder = Recorder()
-
-    def fill(run: Run, step: int, inner: int) -> None:
-        if (step, inner) == (1, 1):
-            (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
-
-    run = train(tmp_path / "run", listeners=[recorder], hook=fill)
-    assert run.metrics.lost == STEPS
-    assert [text for (text,) in recorder.of("notice") if "training goes on" in text] == run.notices
-    assert read_record(tmp_path / "run")["status"] == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
     else:
         longest = prompt + step.longest_completion
         in_a_step = step.completions * longest
+    in_an_update = math.ceil(in_a_step / recipe.train.minibatches)
     section = getattr(recipe, recipe.kind, None)
     sampled = step.completions or (rows.evaluated if seen.reward is not None else 0)
     slots = recipe.sampling.slots if hasattr(recipe, "sampling") else 0
@@ -82,7 +84,7 @@ def memory_bill(recipe: Recipe, seen: Survey, rows: RowFacts, step: StepFacts, m
             reference=getattr(section, "kl_coef", 0) > 0, critic=isinstance(recipe, PpoRecipe),
             checkpointing=recipe.model.gradient_checkpointing, slots=min(slots, max(sampled, rows.evaluated)),
             capacity=longest, continued=seen.card.adapter is not None,
-            several=in_a_step > max(recipe.train.micro_batch_tokens, longest),
+            several=in_an_update > max(recipe.train.micro_batch_tokens, longest),
         )
     )  # fmt: skip
     needed = parts.pop("peak")

@@ -54,7 +54,7 @@ def read_pairs(data: DataSection, seed: int) -> Preferences:
 def table_facts(data: DataSection, table: reading.Table, left_out: Sequence[int] | None) -> dict[str, Any]:
     """What run.json says of the user's rows: a run that is resumed must meet the same."""
     facts = {"path": data.path, "rows": len(table), "sha256": table.content_hash, "revision": table.revision}
-    return {**facts, "bad_rows": f"{len(left_out)} ({reading.listed(left_out)})"} if left_out else facts
+    return {**facts, "bad_rows": list(left_out)} if left_out else facts
 
 
 def questions(pairs: Sequence[Pair]) -> list[Prompt]:

@@ -230,6 +230,7 @@ def build(recipe: PpoRecipe, shop: Workshop) -> Networks:
     if recipe.ppo.kl_coef > 0:
         frozen = FrozenScorer[PolicyEvaluation](PolicyNetwork(adapters.reference(model)), tokens)
     critic = ValueNetwork(adapters.twin(model.get_decoder()))
+    boost = recipe.ppo.critic_head_lr / recipe.ppo.critic_lr
     return Networks(
         Learner(
             PolicyNetwork(model), OptimizerSettings(optim.lr, count, optim.warmup, optim.decay, optim.clip_norm), tokens
@@ -237,12 +238,7 @@ def build(recipe: PpoRecipe, shop: Workshop) -> Networks:
         Learner(
             critic,
             OptimizerSettings(
-                recipe.ppo.critic_lr,
-                count,
-                optim.warmup,
-                optim.decay,
-                optim.clip_norm,
-                boosts={"head.": recipe.ppo.critic_head_lr / recipe.ppo.critic_lr},
+                recipe.ppo.critic_lr, count, optim.warmup, optim.decay, optim.clip_norm, boosts={"head.": boost}
             ),
             tokens,
         ),

@@ -160,9 +160,8 @@ def survey(
     parts = reward_parts(section, reward)
     own_reward = "reward" in type(recipe).model_fields and not section.models
     rows = load_rows(recipe.data, parts, recipe.seed, supervised, own_reward, paired)
-    if rows.facts and rows.facts.get("bad_rows"):
-        count, _, numbers = rows.facts["bad_rows"].partition(" ")
-        notice(f"{count} of {rows.facts['rows']} rows are bad and left out {numbers}")
+    if rows.facts and (bad := rows.facts.get("bad_rows")):
+        notice(f"{len(bad)} of {rows.facts['rows']} rows are bad and left out ({reading.listed(bad)})")
     if rows.facts and rows.facts.get("equal_pairs"):
         share = f"{rows.facts['equal_pairs']} of {rows.facts['rows']}"
         notice(f"{share} rows have equal chosen and rejected answers: left out, they prefer nothing")

@@ -119,6 +119,7 @@ def limit_memory(megabytes: int | None, limit: int, measure: str) -> bool:
     """Let this process take ``megabytes`` MiB beyond what it has; whether the system does so.
 
     ``RLIMIT_DATA`` counts private memory that can be written (``VmData``), ``RLIMIT_AS`` all addresses (``VmSize``).
+    A fork may take again, uncounted, what its parent had freed and kept.
     """
     if megabytes is None or not sys.platform.startswith("linux"):
         return False

@@ -53,7 +53,7 @@ class Gate(TrainerCallback):
     def on_step_end(self, *_, **__):
         tell({"seconds": time.perf_counter() - self.begun, **self.figures()})
 """
-OUR_THREADS = {"GOMP_SPINCOUNT": "1000"}
+OUR_THREADS = {"GOMP_SPINCOUNT": "2000"}
 """As ``upslope`` sets it; the peers run as they come."""
 
 

@@ -97,6 +97,15 @@ def evaluate(
     split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
     system_prompt: Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")] = None,  # noqa: UP045
     on_bad_row: Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")] = "error",
+    tools: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="file.py:function that the model may call; may be given several times."),
+    ] = None,
+    max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that the model may write.")] = 4,
+    budget: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With tools: tokens after the prompt, results among them."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
@@ -111,7 +120,7 @@ def evaluate(
     found = api.evaluate(
         model, task=task, data=data, reward=_reward(reward), prompts=prompts,
         max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
-        on_bad_row=on_bad_row,
+        on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
     )  # fmt: skip
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
 
@@ -222,7 +231,7 @@ def main() -> None:
     """Run a command and turn errors into messages and exit codes. ``--debug`` shows tracebacks."""
     # A thread that waits for its fellows soon sleeps instead of spinning: on a machine that does other work too,
     # spinning makes a training step several times as long. Read when torch is loaded, so it must stand before that.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

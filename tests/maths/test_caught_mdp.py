@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from upslope.maths.mdp import Mdp, SparseMdp
+from upslope.maths.mdp import Mdp, SparseMdp, names
 
 F64 = torch.float64
 TERMINAL = torch.tensor([False, True])
@@ -41,3 +41,21 @@ def test_both_are_stored_in_the_finer_of_their_types(made: Any, chance: torch.dt
     mdp = made(chance, REWARD.to(reward))
     chances = mdp.transition if isinstance(mdp, Mdp) else mdp.probability
     assert chances.dtype == mdp.reward.dtype == F64
+
+
+@pytest.mark.parametrize(("count", "said"), [(3, "0, 1, 2"), (8, "0, 1, 2, 3, 4, 5, 6, 7"),
+                                             (9, "0, 1, 2, 3, 4, 5, 6, 7, ...")])  # fmt: skip
+def test_a_message_names_the_first_eight_states(count: int, said: str) -> None:
+    assert names(torch.tensor([True] * count + [False])) == said
+
+
+@pytest.mark.parametrize("row", [[0.999, 0.0], [-0.5, 1.5]])
+def test_rows_that_are_no_distributions_are_named_and_only_they(row: list[float]) -> None:
+    chances = torch.tensor([[[0.5, 0.5]], [row], [[0.0, 1.0]]], dtype=F64)
+    chances = torch.nn.functional.pad(chances, (0, 1))
+    terminal = torch.tensor([False, False, True])
+    reward = torch.zeros(3, 1, dtype=F64)
+    with pytest.raises(ValueError, match="transition rows of states 1 are not distributions"):
+        Mdp(chances, reward, terminal)
+    with pytest.raises(ValueError, match="transition rows of states 1 are not distributions"):
+        SparseMdp(torch.arange(3).expand(3, 1, 3), chances, reward, terminal)

@@ -180,3 +180,29 @@ def test_check_shows_the_tools_in_the_prompt(bench: Bench) -> None:
 
 def fives_of_anything(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     return [float(str(said).count("5")) for said in completions]
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+def test_evaluate_holds_the_conversations_that_a_run_holds(bench: Bench, run: FinishedRun) -> None:
+    settings: dict[str, Any] = {
+        "data": str(bench.rows), "reward": fives, "max_new_tokens": 8, "budget": 300, "max_turns": 3,
+        "device": "cpu", "dtype": "float32", "prompts": 2,
+    }  # fmt: skip
+    found = upslope.evaluate(str(run.folder / "model"), tools=[FILE], **settings)
+    assert found.greedy.mean == pytest.approx(metrics(run)[-1]["eval/reward"])
+    every = upslope.evaluate(str(bench.model), tools=mine.add, split="all", **{**settings, "prompts": 12})
+    results = [text.count("<|im_end|>\n<|im_start|>tool\n") for text in every.sampled.completions]
+    assert sum(results) > 0  # calls were made and answered
+    plain = {**settings, "data": str(bench.plain), "reward": {"builtin": "exact"}, "prompts": 12}
+    alone = upslope.evaluate(str(bench.model), split="all", **plain)
+    assert not any("<|im_start|>tool" in text for text in alone.sampled.completions)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [({"tools": []}, "found no tools"), ({"tools": "nowhere.py:add"}, "nowhere.py"),
+     ({"tools": FILE, "max_turns": 1}, "max_turns")],
+)  # fmt: skip
+def test_evaluate_says_what_is_wrong_with_tools(bench: Bench, keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises((InputError, InputErrors), match=said):
+        upslope.evaluate(str(bench.model), data=str(bench.rows), reward=fives, **keywords)

@@ -26,6 +26,7 @@ from upslope.models.verify import window_of
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 DTYPES = (torch.bfloat16, torch.float32)
+PACKED_LINEAR = torch.ops.mkldnn._linear_pointwise.default
 PACKED_FOR = 64
 """Rows that packed weights are laid out for; other numbers of rows work on the same layout."""
 
@@ -40,6 +41,7 @@ class Product:
         self.layers = list(layers)
         self.bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         self.packed = packed
+        self.adapted = any(layer is not base for layer, base in zip(self.layers, self.bases, strict=True))
         self.pack()
 
     @property
@@ -58,9 +60,12 @@ class Product:
 
     def __call__(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
         if self.packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            out: Tensor = PACKED_LINEAR(x, self.weight, self.bias, "none", [], "")
         else:
             out = linear(x, self.weight, self.bias)
+        return self._adapt(x, out) if self.adapted else out
+
+    def _adapt(self, x: Tensor, out: Tensor) -> Tensor:
         start = 0
         for layer, base in zip(self.layers, self.bases, strict=True):
             stretch = out[:, start : start + base.out_features]

@@ -120,10 +120,15 @@ def open_tools(
 ) -> Toolbox | None:
     """The recipe's tools, their processes started until ``stack`` closes; None where it has none."""
     section = section_of(recipe)
-    if section is None:
-        return None
-    memory: int | None = recipe.reward.memory_mb  # type: ignore[attr-defined]
-    limits = Limits(memory, section.tool_network, section.tool_env, section.sandbox)
+    return None if section is None else open_toolbox(section, given, recipe.reward.memory_mb, stack, log)  # type: ignore[attr-defined]
+
+
+def open_toolbox(
+    section: EpisodeSection, given: RewardFunction | None, memory_mb: int | None, stack: ExitStack,
+    log: Path | None = None,
+) -> Toolbox:  # fmt: skip
+    """The tools of a section; ``given`` has those that are Python functions, by name."""
+    limits = Limits(memory_mb, section.tool_network, section.tool_env, section.sandbox)
     box = Toolbox(_sources(section, given), section.deadline, limits, longest=section.result_chars, log=log)
     return stack.enter_context(box)
 

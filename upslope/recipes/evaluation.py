@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
+from upslope.recipes.conversations import Conversations, name_tools, open_toolbox
+from upslope.recipes.episode_section import EpisodeSection
 from upslope.recipes.reward_models import Jury, check_models, load_judge, read_judges, score_all
 from upslope.recipes.run_rows import fit_prompts, load_rows, sampling_of
 from upslope.recipes.scoring import name_functions, open_panel, reward_parts
@@ -77,6 +79,9 @@ def evaluate(
     split: str = "heldout",
     heldout: float = 0.1,
     on_bad_row: str = "error",
+    tools: Any = None,
+    max_turns: int = 4,
+    budget: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward: a function, a
@@ -86,6 +91,9 @@ def evaluate(
 
     ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
     ``all``. ``on_bad_row: skip`` leaves rows out that a training run would leave out.
+
+    With ``tools`` (functions, or ``path/to/file.py:function``) the model may call them, in up to ``max_turns`` messages
+    of ``max_new_tokens`` each and ``budget`` tokens in all, as a recipe's ``episode`` says; its last message is scored.
 
     Raises:
         InputError: as a training run's rows, reward and model.
@@ -112,6 +120,12 @@ def evaluate(
         scoring = RewardSection() if value is None else RewardSection.model_validate(value)
     except ValidationError as error:
         raise InputErrors([_argument(fault, "reward") for fault in error.errors()]) from None
+    tools, functions = (None, {}) if tools is None else name_tools(tools)
+    try:
+        limits = {"tools": tools, "max_turns": max_turns, "budget": budget}
+        talk = None if tools is None else EpisodeSection.model_validate(limits)
+    except ValidationError as error:
+        raise InputErrors([_argument(fault, "tools") for fault in error.errors()]) from None
     check_models(scoring)
     rows = load_rows(section, reward_parts(scoring, named), seed, own_reward=not scoring.models)
     if not rows.reward and not scoring.models:
@@ -125,10 +139,14 @@ def evaluate(
         raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
     with ExitStack() as stack:
         process: Any = stack.enter_context(open_panel(rows.reward, scoring)) if rows.reward else None
+        toolbox = None if talk is None else open_toolbox(talk, functions, scoring.memory_mb, stack)
         place = loading.choose_device(device)
         card = loading.read_card(model)
-        renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt)
-        kept = fit_prompts(chosen[:prompts], renderer, section, card.context, max_new_tokens, split, lambda text: None)
+        offered = () if talk is None or toolbox is None else (toolbox.schemas, talk.call_format)
+        renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt, *offered)
+        room = max_new_tokens if talk is None else talk.room(max_new_tokens)
+        talks = None if toolbox is None else Conversations(renderer, toolbox, max_turns, room)
+        kept = fit_prompts(chosen[:prompts], renderer, section, card.context, room, split, lambda text: None)
         judges = read_judges(scoring, renderer, card, lambda text: None)
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
         if judges:
@@ -136,7 +154,7 @@ def evaluate(
         sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
         warm = sampling_of(settings, renderer, rows.confined)
         both = [
-            score(sampler, renderer, process, kept, sampling, seed)
+            score(sampler, renderer, process, kept, sampling, seed, talks)
             for sampling in (replace(warm, temperature=0.0), warm)
         ]
     from upslope.recipes.rollouts import shown_prompt
@@ -156,20 +174,31 @@ def _argument(fault: Any, whole: str) -> InputError:
     )  # fmt: skip
 
 
-def score(sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sampling: Any, seed: int) -> Score:
-    """One completion of each prompt, scored."""
+def score(
+    sampler: Any, renderer: Any, process: Any, prompts: Sequence[Any], sampling: Any, seed: int,
+    talks: Conversations | None = None,
+) -> Score:  # fmt: skip
+    """One completion of each prompt, or one conversation, scored."""
     from upslope.seeds import derive
     from upslope.worlds.rewards import Group
 
     ids = [renderer.prompt(prompt.content) for prompt in prompts]
     seeds = [derive(seed, "evaluation", index) for index in range(len(prompts))]
-    completions = [found[0] for found in sampler.sample(ids, 1, sampling, seeds)]
-    texts = [renderer.text(completion.token_ids) for completion in completions]
-    groups = [
-        Group(prompt, (text,), (completion.token_ids,))
-        for prompt, text, completion in zip(prompts, texts, completions, strict=True)
-    ]
+    if talks is not None:
+        held = [found[0] for found in talks.play(sampler, sampling, ids, 1, seeds)]
+        shown = [talk.shown for talk in held]
+        groups = [
+            Group(prompt, (talk.text,), (talk.token_ids,), (talk.messages,))
+            for prompt, talk in zip(prompts, held, strict=True)
+        ]
+    else:
+        completions = [found[0] for found in sampler.sample(ids, 1, sampling, seeds)]
+        shown = [renderer.text(completion.token_ids) for completion in completions]
+        groups = [
+            Group(prompt, (text,), (completion.token_ids,))
+            for prompt, text, completion in zip(prompts, shown, completions, strict=True)
+        ]
     scored, _ = score_all(process, groups, "stop")
     rewards = tuple(None if found is None else found[0].value for found in scored)
     counted = [value for value in rewards if value is not None]
-    return Score(fmean(counted), *interval(counted), len(counted), rewards, tuple(texts))
+    return Score(fmean(counted), *interval(counted), len(counted), rewards, tuple(shown))

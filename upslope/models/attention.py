@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from upslope.models.exact import attend_in_tiles
+
 NAME = "upslope"
 
 UNSUPPORTED = ("softcap", "s_aux", "logits_soft_cap")
@@ -163,8 +165,8 @@ class PackedRows:
 class SlotStep:
     """One new token for each of the first ``len(positions)`` slots; row b has ``positions[b]`` tokens before it."""
 
-    def __init__(self, cache: SlotCache, positions: Int[Tensor, " rows"]) -> None:
-        self.cache, self.positions = cache, positions
+    def __init__(self, cache: SlotCache, positions: Int[Tensor, " rows"], tiled: bool = False) -> None:
+        self.cache, self.positions, self.tiled = cache, positions, tiled
         self.rows = torch.arange(len(positions), device=positions.device)
         self.span = int(positions.max()) + 1
         self._masks: dict[int | None, Tensor] = {}
@@ -200,4 +202,7 @@ class SlotStep:
         values[self.rows, :, self.positions] = value[:, :, 0]
         count = len(self.rows)
         k, v = keys[:count, :, : self.span], values[:count, :, : self.span]
+        if self.tiled:
+            each = zip(query, k, v, self.positions[:, None], strict=True)
+            return torch.stack([attend_in_tiles(*row, scaling, window) for row in each]).transpose(1, 2)
         return attend(query, k, v, self._mask(window), scaling).transpose(1, 2)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upslope.models.exact import chosen_in_tiles, is_exact
 from upslope.models.head import chosen
 from upslope.models.shared import SharedRows
 from upslope.types import Batch, PolicyEvaluation, ValueEvaluation
@@ -14,7 +15,7 @@ from upslope.types import Batch, PolicyEvaluation, ValueEvaluation
 
 def _hidden(decoder: Any, batch: Batch, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states [tokens, width] of the rows' first ``ends`` tokens, packed, and where each token lies in them."""
-    layout = SharedRows(batch.token_ids, ends, batch.unit)
+    layout = SharedRows(batch.token_ids, ends, batch.unit, tiled=is_exact(decoder))
     out = decoder(input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
     return out.last_hidden_state[0], layout.source
 
@@ -32,9 +33,10 @@ class PolicyNetwork(nn.Module):
         Both are 0 where ``batch.mask`` is False.
         """
         # The last token of a row predicts nothing.
-        hidden, source = _hidden(self.model.get_decoder(), batch, batch.lengths - 1)
+        decoder = self.model.get_decoder()
+        hidden, source = _hidden(decoder, batch, batch.lengths - 1)
         rows, positions = batch.mask.nonzero(as_tuple=True)
-        logprob, entropy = chosen(
+        logprob, entropy = (chosen_in_tiles if is_exact(decoder) else chosen)(
             hidden[source[rows, positions]],
             self.model.get_output_embeddings().weight,
             batch.targets[rows, positions],

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from upslope.models.attention import SlotCache, attend
+from upslope.models.exact import attend_in_tiles
 
 SHORTEST_ROOT = 4
 """A common beginning of all rows is split off from so many tokens on: below that it saves less than it costs."""
@@ -53,6 +54,7 @@ class Level:
     key_place: Int[Tensor, "stretches span"]
     gap: Int[Tensor, "stretches new span"]
     plain: bool
+    tiled: bool
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
         """[tokens of this level, heads, width]"""
@@ -68,7 +70,12 @@ class Level:
         elif not self.plain:
             seen = (self.gap >= 0)[:, None]
         keys, values = grid(key, self.key_place), grid(value, self.key_place)
-        out = attend(grid(query, self.query_place), keys, values, seen, scaling)
+        queries = grid(query, self.query_place)
+        if self.tiled:
+            each = zip(queries, keys, values, self.gap[:, :, 0], strict=True)
+            out = torch.stack([attend_in_tiles(*row, scaling, window) for row in each])
+        else:
+            out = attend(queries, keys, values, seen, scaling)
         return out.transpose(1, 2).reshape(-1, out.shape[1], width).index_select(0, self.answer_place)
 
 
@@ -77,7 +84,7 @@ class SharedRows:
 
     ``source[row, position]`` is where a row's token lies in the packed sequence, so ``hidden[source[row,
     position]]`` are the hidden states of the rows as if each had been run alone. With ``cache``, the keys and values of
-    row r are also written to the slots ``slots[r]``.
+    row r are also written to the slots ``slots[r]``. ``tiled``: see ``models.exact``.
     """
 
     def __init__(
@@ -87,8 +94,10 @@ class SharedRows:
         unit: Int[Tensor, " rows"],
         cache: SlotCache | None = None,
         slots: Sequence[Sequence[int]] = (),
+        tiled: bool = False,
     ) -> None:
         device = token_ids.device
+        self.tiled = tiled
         everyone = torch.arange(len(lengths), device=device)
         number, prefix = common_prefixes(token_ids, lengths, unit)
         leader = torch.full((int(number.max()) + 1,), len(unit), device=device).scatter_reduce(
@@ -136,6 +145,7 @@ class SharedRows:
             self.source[rows, :span],
             at[:, :, None] - torch.arange(span, device=rows.device),
             plain=not bool(begin.any()),
+            tiled=self.tiled,
         )
 
     def attend(

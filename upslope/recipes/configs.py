@@ -26,6 +26,8 @@ class ModelSection(Section):
     """Recompute activations in the backward pass: about a third more time, much less memory."""
     chat_template: str | None = None
     """A Jinja file that replaces the model's chat template, or `chatml`."""
+    exact: bool = False
+    """Sampler and learner agree to the last bit, in float32 or float64 and at several times the time: for checking."""
 
 
 class LoraSection(Section):

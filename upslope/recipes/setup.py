@@ -172,6 +172,9 @@ def survey(
     toolbox = open_tools(recipe, reward, stack, log)
     device = loading.choose_device(recipe.device)
     dtype = loading.choose_dtype(recipe.model.dtype, device)
+    if recipe.model.exact and dtype.itemsize < 4:
+        problem = f"found {str(dtype).removeprefix('torch.')}, whose products round by what is computed beside them"
+        raise InputError("model.exact", problem, "set model.dtype: float32, or leave model.exact out")
     card = loading.read_card(recipe.model.name, recipe.model.chat_template, notice)
     check_adapter(recipe, card)
     offered = (toolbox.schemas, recipe.episode.call_format) if toolbox is not None else ()  # type: ignore[attr-defined]
@@ -209,6 +212,7 @@ def survey(
 def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: ExitStack) -> Workshop:
     """Check the rows with the tokenizer, start the reward's process, load the model, make the sampler."""
     from upslope.models import loading
+    from upslope.models.exact import make_exact
     from upslope.rollout.sampler import InProcessSampler
     from upslope.types import Solved
 
@@ -230,6 +234,8 @@ def prepare(recipe: Recipe, run: Run, reward: RewardFunction | None, stack: Exit
     card, renderer = seen.card, seen.renderer
     model = loading.load(card, seen.device, seen.dtype, recipe.model.gradient_checkpointing)
     run.folder.update(**adapt(recipe, model, run.notice))
+    if recipe.model.exact:
+        make_exact(model.model)
     sampler = InProcessSampler(model.model, card.context, _sampling(recipe).slots, decode=renderer.text)
     shop = Workshop(
         run, model, renderer, sampler, seen.sampling, seen.train, seen.heldout, seen.examples, seen.heldout_examples,

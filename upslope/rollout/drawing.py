@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from upslope.maths import distributions
 from upslope.seeds import uniforms
@@ -55,6 +56,14 @@ def allowed_ids(sampling: Sampling, prompt: Sequence[int], so_far: Sequence[int]
     if not ids:
         raise ValueError(f"sampling.allowed gave no token after {list(so_far)}")
     return tuple(sorted({int(token) for token in ids}))
+
+
+def listed(support: Sequence[Sequence[int] | None], device: torch.device) -> Int[Tensor, "rows choices"] | None:
+    """The allowed ids of each row, padded with -1; ``None``: every row may have all."""
+    if all(ids is None for ids in support):
+        return None
+    rows = [torch.as_tensor(ids or [-1], device=device) for ids in support]
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
 def room(prompt: Sequence[int], sampling: Sampling, context: int) -> int:

@@ -22,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from upslope.models.attention import SlotCache, SlotStep
 from upslope.models.decode import DecodeStep
+from upslope.models.exact import chosen_in_tiles, is_exact, tiles
 from upslope.models.shared import SharedRows
-from upslope.rollout.drawing import allowed_ids, draw, randomness, room
+from upslope.rollout.drawing import allowed_ids, draw, listed, randomness, room
 from upslope.rollout.reference import holds_stop_string
 from upslope.types import Completion, Sampling
 
@@ -71,7 +72,8 @@ class InProcessSampler:
     ) -> None:
         self.model, self.context, self.slots, self.decode, self.progress = model, context, slots, decode, progress
         self.version = 0
-        self.fast = DecodeStep.of(model)
+        self.exact = is_exact(model.get_decoder())
+        self.fast = None if self.exact else DecodeStep.of(model)
         """The packed decode step; None: the stock modules decode."""
         self._packed, self._copied = True, False
 
@@ -155,31 +157,45 @@ class InProcessSampler:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=weight.device)
         ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(weight.device)
         everyone = torch.arange(len(prompts), device=weight.device)
-        layout = SharedRows(ids, lengths, everyone, cache, slots)
+        layout = SharedRows(ids, lengths, everyone, cache, slots, self.exact)
         hidden = self._decoder(input_ids=layout.token_ids, position_ids=layout.position_ids, layout=layout)[0]
-        logits = hidden[layout.source[everyone, lengths - 1]] @ weight.T
+        last = hidden[layout.source[everyone, lengths - 1]]
         repeats = torch.tensor([len(rows) for rows in groups], device=weight.device)
-        self._append([row for rows in groups for row in rows], logits.repeat_interleave(repeats, 0), sampling)
+        every = [row for rows in groups for row in rows]
+        self._append(every, last, self._logits(last), sampling, repeats)
 
     def _step(self, running: list[_Row], cache: SlotCache, sampling: Sampling) -> None:
         """One more token for every running completion."""
         weight = self.model.get_output_embeddings().weight
-        layout = SlotStep(cache, torch.tensor([row.cached for row in running], device=weight.device))
+        layout = SlotStep(cache, torch.tensor([row.cached for row in running], device=weight.device), self.exact)
         ids = torch.tensor([row.token_ids[-1] for row in running], device=weight.device)
         if self.fast is not None:
-            logits = self.fast.logits(self.fast(ids, layout))
+            hidden = self.fast(ids, layout)
+            logits = self.fast.logits(hidden)
         else:
             hidden = self._decoder(input_ids=ids[:, None], position_ids=layout.position_ids, layout=layout)[:, 0]
-            logits = hidden @ weight.T
-        self._append(running, logits, sampling)
+            logits = self._logits(hidden)
+        self._append(running, hidden, logits, sampling)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weight = self.model.get_output_embeddings().weight
+        return torch.cat([part @ weight.T for part in (tiles(hidden) if self.exact else [hidden])])[: len(hidden)]
 
     def _decoder(self, **inputs: Any) -> Tensor:
         return self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state  # type: ignore[no-any-return]
 
-    def _append(self, rows: list[_Row], logits: Tensor, sampling: Sampling) -> None:
+    def _append(
+        self, rows: list[_Row], hidden: Tensor, logits: Tensor, sampling: Sampling, repeats: Tensor | None = None
+    ) -> None:
+        """Draw a token for each row; ``repeats`` says how many rows in turn share a hidden state."""
+        if repeats is not None:
+            hidden, logits = hidden.repeat_interleave(repeats, 0), logits.repeat_interleave(repeats, 0)
         support = [allowed_ids(sampling, row.prompt_ids, row.token_ids) for row in rows]
         random = torch.stack([row.random[len(row.token_ids)] for row in rows])
         ids, logprobs = draw(logits, random, sampling, None if sampling.allowed is None else support)
+        if self.exact and sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1:
+            weight = self.model.get_output_embeddings().weight
+            logprobs, _ = chosen_in_tiles(hidden, weight, ids, listed(support, weight.device), sampling.temperature)
         for row, token, logprob, allowed in zip(rows, ids.tolist(), logprobs.tolist(), support, strict=True):
             row.token_ids.append(token)
             row.logprobs.append(logprob)

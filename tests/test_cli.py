@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import talk_support as talk
+from tests import tools_for_tests
 from tests.inputs.desk import Desk, desk, models, suggested
 from tests.recipes.support import one_thread
 
@@ -126,6 +129,23 @@ def test_eval_takes_what_a_recipes_reward_takes(desk: Desk, rewards: list[str], 
 def test_eval_says_what_is_wrong_with_a_reward(desk: Desk, text: str) -> None:
     code, _, err = desk.upslope("eval", str(desk.models / "chat"), "--data", "rows.jsonl", "--reward", text)
     assert code == 2 and "reward" in err and "Fix: " in err and "Traceback" not in err
+
+
+def test_eval_lets_the_model_call_tools_within_limits(desk: Desk) -> None:
+    place = talk.caller(desk.folder / "caller")
+    (desk.folder / "tools.py").write_text(inspect.getsource(tools_for_tests.add))
+    arguments = ["--data", "rows.jsonl", "--reward", "rewards.py:score", "--split", "all", "--max-new-tokens", "8",
+                 "--tools", "tools.py:add", "--budget", "300", "--device", "cpu", "--show", "8"]  # fmt: skip
+    code, out, err = desk.upslope("eval", str(place), *arguments, "--max-turns", "3")
+    assert code == 0, err
+    from upslope import evaluate
+
+    told = {"data": "rows.jsonl", "reward": "rewards.py:score", "split": "all", "max_new_tokens": 8, "device": "cpu"}
+    calls = evaluate(str(place), tools="tools.py:add", max_turns=3, budget=300, **told)
+    assert [f"{calls.greedy.mean:.3f}", f"{calls.sampled.mean:.3f}"] == re.findall(r" (\d\.\d{3}) \(", out)
+    assert calls.sampled.rewards != evaluate(str(place), **told).sampled.rewards
+    code, _, err = desk.upslope("eval", str(place), *arguments, "--max-turns", "3", "--tools", "tools.py:ad")
+    assert code == 2 and "tools.py has no 'ad'" in err and "add" in err and "Traceback" not in err
 
 
 def test_chat_answers_lines_until_an_empty_one(desk: Desk) -> None:

@@ -17,7 +17,7 @@ STRIDE = 12
 """The slow suite runs every twelfth mutant of a judged file; ``python -m tests.planted.mutants`` runs all of all."""
 JUDGED = {
     "returns", "advantages", "losses", "kl", "weighting", "numeric", "distributions", "learner", "optimizer", "sft",
-    "grpo", "ppo", "grid_lab", "grid_ppo", "grid_grpo", "grid_policy",
+    "grpo", "ppo", "grid_lab", "grid_ppo", "grid_grpo", "grid_policy", "bellman", "mdp",
 }  # fmt: skip
 """Files whose mutants have all been run, and their survivors judged in ``survivors.md``."""
 

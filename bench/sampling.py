@@ -23,7 +23,9 @@ OURS = """
 import torch
 from upslope.models import loading
 from upslope.rollout.sampler import InProcessSampler
+from upslope.run.resources import keep_freed_memory
 from upslope.types import Sampling
+keep_freed_memory()  # as every run does
 card = loading.read_card(work["model"])
 loaded = loading.load(card, torch.device("cpu"), torch.bfloat16)
 count = len(work["ids"]) * work["samples"]

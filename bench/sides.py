@@ -58,7 +58,10 @@ OUR_THREADS = {"GOMP_SPINCOUNT": "2000"}
 
 
 class Side:
-    """A side at work. Use it in a ``with`` block; ``round()`` runs one round and gives what the side told."""
+    """A side at work. Use it in a ``with`` block; ``round()`` runs one round and gives what the side told.
+
+    Between its rounds a side is stopped, with its workers: some spin while they wait, which the others would pay for.
+    """
 
     def __init__(self, name: str, python: str, code: str, work: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.name = name
@@ -71,6 +74,7 @@ class Side:
 
     def __enter__(self) -> Side:
         self._until("READY")
+        os.killpg(self.process.pid, signal.SIGSTOP)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -81,11 +85,13 @@ class Side:
 
     def round(self) -> dict[str, Any]:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: what it said is told below
+        with contextlib.suppress(BrokenPipeError, ProcessLookupError):  # it has ended: what it said is told below
+            os.killpg(self.process.pid, signal.SIGCONT)
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self._until("RESULT"))
         self._until("READY")
+        os.killpg(self.process.pid, signal.SIGSTOP)
         return found
 
     def _until(self, word: str) -> str:

@@ -49,7 +49,7 @@ COMMON: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {
         **COMMON, "data": {"task": "text-grid", "options": {"horizon": 5}}, "optim": {"lr": 3e-3, "decay": "linear"},
-        "train": {"steps": 40, "prompts": 264, "epochs": 2, "minibatches": 4},
+        "train": {"steps": 60, "prompts": 264, "epochs": 2, "minibatches": 4},
         "ppo": {"critic_lr": 3e-3, "critic_head_lr": 9e-3, "entropy_coef": 0.1, "kl_coef": 0, "target_kl": None},
     },
     "grpo": {

@@ -4,8 +4,8 @@ A matrix product rounds differently for another number of rows. So a sampler, wh
 time, and a learner, which works on all tokens of some rows, give log-probabilities that differ by rounding. Here every
 product is made of tiles of one shape, filled up with zeros: linear layers of 64 rows; attention of a block of 64
 positions over the keys up to the end of that block. A row of a tile has the same bits whatever stands in the others,
-and sampler and learner agree exactly in float32 and float64, at several times the time: a mode for checking. Measured
-on CPUs; nothing is promised of other devices.
+and sampler and learner agree exactly in float32 and float64, at about twice the time: a mode for checking. Measured on
+CPUs; nothing is promised of other devices.
 
 Source: batch-invariant inference (He et al., "Defeating Nondeterminism in LLM Inference", 2025), here by fixed tiles.
 """

@@ -27,7 +27,7 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A Jinja file that replaces the model's chat template, or `chatml`."""
     exact: bool = False
-    """Sampler and learner agree to the last bit, in float32 or float64 and at several times the time: for checking."""
+    """Sampler and learner agree to the last bit, in float32 or float64 and at twice the time: for checking."""
 
 
 class LoraSection(Section):

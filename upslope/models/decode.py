@@ -26,7 +26,6 @@ from upslope.models.verify import window_of
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 DTYPES = (torch.bfloat16, torch.float32)
-PACKED_LINEAR = torch.ops.mkldnn._linear_pointwise.default
 PACKED_FOR = 64
 """Rows that packed weights are laid out for; other numbers of rows work on the same layout."""
 
@@ -41,6 +40,8 @@ class Product:
         self.layers = list(layers)
         self.bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         self.packed = packed
+        # Looked up here: a build of torch without oneDNN does not have it, and what is looked up once is called faster.
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default if packed else None
         self.adapted = any(layer is not base for layer, base in zip(self.layers, self.bases, strict=True))
         self.pack()
 
@@ -59,8 +60,8 @@ class Product:
         self.bias = None if bare else torch.cat(biases).detach()
 
     def __call__(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
-        if self.packed:
-            out: Tensor = PACKED_LINEAR(x, self.weight, self.bias, "none", [], "")
+        if self.multiply is not None:
+            out: Tensor = self.multiply(x, self.weight, self.bias, "none", [], "")
         else:
             out = linear(x, self.weight, self.bias)
         return self._adapt(x, out) if self.adapted else out

@@ -82,12 +82,13 @@ def attend_in_tiles(
     shared = heads // len(key)
     out = torch.zeros_like(query)
     for block in (position // TILE).unique().tolist():
-        chosen = (position // TILE == block).nonzero()[:, 0]
+        asked = (position // TILE == block).nonzero()[:, 0]
+        slots = position[asked] % TILE
         span = (block + 1) * TILE
         place = block * TILE + torch.arange(TILE, device=query.device)
         gap = place[:, None] - torch.arange(span, device=query.device)
         hidden = (gap < 0) if window is None else (gap < 0) | (gap >= window)
-        filled = query.new_zeros(heads, TILE, width).index_copy(1, position[chosen] % TILE, query[:, chosen])
+        filled = query.new_zeros(heads, TILE, width).index_copy(1, slots, query[:, asked])
         keys, values = (pad(kept[:, :span], (0, 0, 0, max(0, span - kept.shape[1]))) for kept in (key, value))
         answers = []
         for head, (own_keys, own_values) in enumerate(zip(keys.contiguous(), values.contiguous(), strict=True)):
@@ -95,5 +96,5 @@ def attend_in_tiles(
             scores = ((folded * scaling) @ own_keys.T).view(shared, TILE, span)
             weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
             answers.append((weights.view(-1, span) @ own_values).view(shared, TILE, width))
-        out = out.index_copy(1, chosen, torch.cat(answers)[:, position[chosen] % TILE])
+        out = out.index_copy(1, asked, torch.cat(answers)[:, slots])
     return out

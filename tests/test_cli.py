@@ -131,6 +131,18 @@ def test_eval_says_what_is_wrong_with_a_reward(desk: Desk, text: str) -> None:
     assert code == 2 and "reward" in err and "Fix: " in err and "Traceback" not in err
 
 
+def test_eval_maps_columns_and_says_how(desk: Desk) -> None:
+    (desk.folder / "rows.jsonl").write_text('{"question": "say 7"}\n{"question": "say 8"}\n')
+    arguments = ["eval", str(desk.models / "chat"), "--data", "rows.jsonl", "--reward", "rewards.py:score",
+                 "--split", "all", "--max-new-tokens", "5", "--device", "cpu"]  # fmt: skip
+    code, _, err = desk.upslope(*arguments)
+    assert code == 2
+    code, out, err = desk.upslope(*arguments, "--columns", suggested(r"Fix: give --columns (\S+)\.$", err.strip()))
+    assert code == 0 and "say 7" in out, err
+    code, _, err = desk.upslope(*arguments, "--columns", "question")
+    assert code == 2 and "--columns: found 'question', expected OURS=YOURS" in err
+
+
 def test_eval_lets_the_model_call_tools_within_limits(desk: Desk) -> None:
     place = talk.caller(desk.folder / "caller")
     (desk.folder / "tools.py").write_text(inspect.getsource(tools_for_tests.add))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -92,6 +93,10 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="file.py:function or '{builtin: numeric}', as in a recipe; given several times: their sum."),
     ] = None,
+    columns: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="OURS=YOURS", help="As data.columns, e.g. prompt=question; may be given several times."),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
@@ -117,12 +122,28 @@ def evaluate(
         raise InputError(
             "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
         )
-    found = api.evaluate(
-        model, task=task, data=data, reward=_reward(reward), prompts=prompts,
-        max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
-        on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
-    )  # fmt: skip
+    try:
+        found = api.evaluate(
+            model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
+            max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
+            on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
+        )  # fmt: skip
+    except InputError as error:
+        mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
+        if mapped is None:
+            raise
+        # There is no recipe here that could map a column.
+        raise InputError(error.where, error.problem, f"give --columns {mapped[1]}={mapped[2]}") from None
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
+
+
+def _columns(given: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given or ()]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise InputError(
+            "--columns", f"found {wrong[0]!r}, expected OURS=YOURS", "give, e.g., --columns prompt=question"
+        )
+    return {ours: yours for ours, _, yours in pairs}
 
 
 def _reward(given: list[str] | None) -> Any:

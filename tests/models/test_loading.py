@@ -260,7 +260,7 @@ def test_a_generation_config_that_transformers_finds_odd_does_not_lose_the_run(f
 
 
 # --------------------------------------------------------------------------------------------------- devices and dtypes
-def test_a_device_that_is_not_there_is_assert_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert loading.choose_device("auto") == torch.device("cpu")

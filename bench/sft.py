@@ -4,8 +4,8 @@
 
 TRL as in ``bench/grpo.py``, at its defaults (float32 weights under bfloat16 autocast, gradient checkpointing) and tuned
 (bfloat16 weights, no checkpointing). Every step takes the same ``--rows`` rows, so every step is the same work; the
-loss counts the completion only, on both sides. The three sides stand in memory at once, at their peaks, which
-do not meet, with 8, 8 and 10 GB at 16 rows. Medians over ``--rounds`` steps after the first; JSON on the last line.
+loss counts the completion only, on both sides. The three sides stand in memory at once; their peaks, which do not meet,
+are 8, 8 and 10 GB with 16 rows. Medians over ``--rounds`` steps after the first; JSON on the last line.
 """
 
 from __future__ import annotations

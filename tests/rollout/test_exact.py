@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +117,7 @@ def test_an_exact_run_has_no_sampler_gap(bench: Bench, kind: str) -> None:
     exactly, usually = (bench.run(kind, f"exact-{mode}-{kind}", exact=mode, steps=3, lr=1e-2) for mode in (True, False))
     assert all(row["sampler_gap/max"] == 0.0 and row["sampler_gap/mean"] == 0.0 for row in metrics(exactly))
     assert any(row["sampler_gap/max"] > 0.0 for row in metrics(usually))
-    for one, other in pairwise((metrics(exactly), metrics(usually))):
-        assert one[0]["reward"] == pytest.approx(other[0]["reward"], abs=0.1)
+    assert metrics(exactly)[0]["reward"] == pytest.approx(metrics(usually)[0]["reward"], abs=0.1)
 
 
 def test_adapters_are_tiled_too(bench: Bench) -> None:

@@ -39,9 +39,9 @@ class Product:
     def __init__(self, layers: Sequence[nn.Module], packed: bool) -> None:
         self.layers = list(layers)
         self.bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
-        self.packed = packed
         # Looked up here: a build of torch without oneDNN does not have it, and what is looked up once is called faster.
-        self.multiply = torch.ops.mkldnn._linear_pointwise.default if packed else None
+        self.packed = torch.ops.mkldnn._linear_pointwise.default if packed else None
+        """The product with packed weights; None: they are not packed."""
         self.adapted = any(layer is not base for layer, base in zip(self.layers, self.bases, strict=True))
         self.pack()
 
@@ -60,8 +60,8 @@ class Product:
         self.bias = None if bare else torch.cat(biases).detach()
 
     def __call__(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
-        if self.multiply is not None:
-            out: Tensor = self.multiply(x, self.weight, self.bias, "none", [], "")
+        if self.packed is not None:
+            out: Tensor = self.packed(x, self.weight, self.bias, "none", [], "")
         else:
             out = linear(x, self.weight, self.bias)
         return self._adapt(x, out) if self.adapted else out

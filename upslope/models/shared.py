@@ -54,9 +54,10 @@ class Level:
     key_place: Int[Tensor, "stretches span"]
     gap: Int[Tensor, "stretches new span"]
     plain: bool
-    tiled: bool
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, tiled: bool
+    ) -> Tensor:
         """[tokens of this level, heads, width]"""
         count, width = len(self.key_place), query.shape[-1]
 
@@ -71,7 +72,7 @@ class Level:
             seen = (self.gap >= 0)[:, None]
         keys, values = grid(key, self.key_place), grid(value, self.key_place)
         queries = grid(query, self.query_place)
-        if self.tiled:
+        if tiled:
             each = zip(queries, keys, values, self.gap[:, :, 0], strict=True)
             out = torch.stack([attend_in_tiles(*row, scaling, window) for row in each])
         else:
@@ -97,7 +98,6 @@ class SharedRows:
         tiled: bool = False,
     ) -> None:
         device = token_ids.device
-        self.tiled = tiled
         everyone = torch.arange(len(lengths), device=device)
         number, prefix = common_prefixes(token_ids, lengths, unit)
         leader = torch.full((int(number.max()) + 1,), len(unit), device=device).scatter_reduce(
@@ -127,7 +127,7 @@ class SharedRows:
         taken, self.position_ids = torch.cat(order, 1)[0], torch.cat(order, 1)[1][None]
         self.token_ids = token_ids[taken, self.position_ids[0]][None]
         self.levels = [self._level(*stretch) for stretch in stretches if bool((stretch[2] > stretch[1]).any())]
-        self.cache = cache
+        self.cache, self.tiled = cache, tiled
         self.slots = torch.tensor([slot for several in slots for slot in several], device=device)
         self.owner = torch.tensor([row for row, several in enumerate(slots) for _ in several], device=device)
         """[slots used]: the row whose keys and values a slot gets."""
@@ -145,7 +145,6 @@ class SharedRows:
             self.source[rows, :span],
             at[:, :, None] - torch.arange(span, device=rows.device),
             plain=not bool(begin.any()),
-            tiled=self.tiled,
         )
 
     def attend(
@@ -156,4 +155,5 @@ class SharedRows:
             for kept, packed in ((self.cache.keys[layer], key[0]), (self.cache.values[layer], value[0])):
                 grid = packed[:, self.source[self.owner]].transpose(0, 1).to(kept.dtype)
                 kept[self.slots, :, : grid.shape[2]] = grid
-        return torch.cat([level.attend(query, key, value, scaling, window) for level in self.levels])[None]
+        given = (query, key, value, scaling, window, self.tiled)
+        return torch.cat([level.attend(*given) for level in self.levels])[None]

@@ -97,48 +97,46 @@ def section_of(recipe: Recipe) -> EpisodeSection | None:
     return found
 
 
-def room(recipe: Recipe, max_new_tokens: int) -> int:
+def room(section: EpisodeSection | None, max_new_tokens: int) -> int:
     """Tokens that may follow a prompt: those of a completion, or of a whole episode."""
-    section = section_of(recipe)
     return max_new_tokens if section is None else section.room(max_new_tokens)
 
 
-def check_tools(recipe: Recipe, given: RewardFunction | None = None) -> None:
+def check_tools(section: EpisodeSection | None, given: RewardFunction | None = None) -> None:
     """What can be wrong with the tools without running their files.
 
     Raises:
         InputError: a file or function that is not there.
     """
-    section = section_of(recipe)
     for source in _sources(section, given) if section is not None else ():
         if isinstance(source, str):
             check_source(source, WHERE)
 
 
 def open_tools(
-    recipe: Recipe, given: RewardFunction | None, stack: ExitStack, log: Path | None = None
-) -> Toolbox | None:
-    """The recipe's tools, their processes started until ``stack`` closes; None where it has none."""
-    section = section_of(recipe)
-    return None if section is None else open_toolbox(section, given, recipe.reward.memory_mb, stack, log)  # type: ignore[attr-defined]
-
-
-def open_toolbox(
-    section: EpisodeSection, given: RewardFunction | None, memory_mb: int | None, stack: ExitStack,
+    section: EpisodeSection | None, given: RewardFunction | None, memory_mb: int | None, stack: ExitStack,
     log: Path | None = None,
-) -> Toolbox:  # fmt: skip
-    """The tools of a section; ``given`` has those that are Python functions, by name."""
+) -> Toolbox | None:  # fmt: skip
+    """The tools, their processes started until ``stack`` closes; ``given`` has those that are Python functions."""
+    if section is None:
+        return None
     limits = Limits(memory_mb, section.tool_network, section.tool_env, section.sandbox)
     box = Toolbox(_sources(section, given), section.deadline, limits, longest=section.result_chars, log=log)
     return stack.enter_context(box)
 
 
-def conversations(recipe: Recipe, renderer: Renderer, toolbox: Toolbox | None) -> Conversations | None:
-    """How this recipe's conversations go; None where it has no tools."""
-    section = section_of(recipe)
+def offered(section: EpisodeSection | None, toolbox: Toolbox | None) -> tuple[Any, ...]:
+    """What a ``Renderer`` is told of the tools, behind its other arguments."""
+    return () if section is None or toolbox is None else (toolbox.schemas, section.call_format)
+
+
+def conversations(
+    section: EpisodeSection | None, max_new_tokens: int, renderer: Renderer, toolbox: Toolbox | None
+) -> Conversations | None:
+    """How conversations go; None where there are no tools."""
     if section is None or toolbox is None:
         return None
-    return Conversations(renderer, toolbox, section.max_turns, room(recipe, recipe.sampling.max_new_tokens))  # type: ignore[attr-defined]
+    return Conversations(renderer, toolbox, section.max_turns, section.room(max_new_tokens))
 
 
 def _sources(section: EpisodeSection, given: RewardFunction | None) -> list[str | Callable[..., Any]]:

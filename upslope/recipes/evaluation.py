@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.configs import DataSection, RewardSection, SamplingSection
-from upslope.recipes.conversations import Conversations, name_tools, open_toolbox
+from upslope.recipes.conversations import Conversations, conversations, name_tools, offered, open_tools, room
 from upslope.recipes.episode_section import EpisodeSection
 from upslope.recipes.reward_models import Jury, check_models, load_judge, read_judges, score_all
 from upslope.recipes.run_rows import fit_prompts, load_rows, sampling_of
@@ -120,10 +120,12 @@ def evaluate(
         scoring = RewardSection() if value is None else RewardSection.model_validate(value)
     except ValidationError as error:
         raise InputErrors([_argument(fault, "reward") for fault in error.errors()]) from None
-    tools, functions = (None, {}) if tools is None else name_tools(tools)
+    episode: EpisodeSection | None = None
+    functions: dict[str, Callable[..., Any]] = {}
     try:
-        limits = {"tools": tools, "max_turns": max_turns, "budget": budget}
-        talk = None if tools is None else EpisodeSection.model_validate(limits)
+        if tools is not None:
+            tools, functions = name_tools(tools)
+            episode = EpisodeSection.model_validate({"tools": tools, "max_turns": max_turns, "budget": budget})
     except ValidationError as error:
         raise InputErrors([_argument(fault, "tools") for fault in error.errors()]) from None
     check_models(scoring)
@@ -139,14 +141,14 @@ def evaluate(
         raise InputError("split", f"the {split} split has no rows", "use split all, or raise data.heldout")
     with ExitStack() as stack:
         process: Any = stack.enter_context(open_panel(rows.reward, scoring)) if rows.reward else None
-        toolbox = None if talk is None else open_toolbox(talk, functions, scoring.memory_mb, stack)
+        toolbox = open_tools(episode, functions, scoring.memory_mb, stack)
         place = loading.choose_device(device)
         card = loading.read_card(model)
-        offered = () if talk is None or toolbox is None else (toolbox.schemas, talk.call_format)
-        renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt, *offered)
-        room = max_new_tokens if talk is None else talk.room(max_new_tokens)
-        talks = None if toolbox is None else Conversations(renderer, toolbox, max_turns, room)
-        kept = fit_prompts(chosen[:prompts], renderer, section, card.context, room, split, lambda text: None)
+        told = offered(episode, toolbox)
+        renderer = Renderer(card.tokenizer, card.stop_ids, section.chat, section.system_prompt, *told)
+        talks = conversations(episode, max_new_tokens, renderer, toolbox)
+        longest = room(episode, max_new_tokens)
+        kept = fit_prompts(chosen[:prompts], renderer, section, card.context, longest, split, lambda text: None)
         judges = read_judges(scoring, renderer, card, lambda text: None)
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
         if judges:
@@ -184,20 +186,17 @@ def score(
 
     ids = [renderer.prompt(prompt.content) for prompt in prompts]
     seeds = [derive(seed, "evaluation", index) for index in range(len(prompts))]
-    if talks is not None:
-        held = [found[0] for found in talks.play(sampler, sampling, ids, 1, seeds)]
-        shown = [talk.shown for talk in held]
-        groups = [
-            Group(prompt, (talk.text,), (talk.token_ids,), (talk.messages,))
-            for prompt, talk in zip(prompts, held, strict=True)
+    if talks is None:
+        said = [found[0] for found in sampler.sample(ids, 1, sampling, seeds)]
+        shown = [renderer.text(completion.token_ids) for completion in said]
+        answers: list[tuple[Any, ...]] = [
+            ((text,), (completion.token_ids,)) for text, completion in zip(shown, said, strict=True)
         ]
     else:
-        completions = [found[0] for found in sampler.sample(ids, 1, sampling, seeds)]
-        shown = [renderer.text(completion.token_ids) for completion in completions]
-        groups = [
-            Group(prompt, (text,), (completion.token_ids,))
-            for prompt, text, completion in zip(prompts, shown, completions, strict=True)
-        ]
+        held = [found[0] for found in talks.play(sampler, sampling, ids, 1, seeds)]
+        shown = [talk.shown for talk in held]
+        answers = [((talk.text,), (talk.token_ids,), (talk.messages,)) for talk in held]
+    groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
     scored, _ = score_all(process, groups, "stop")
     rewards = tuple(None if found is None else found[0].value for found in scored)
     counted = [value for value in rewards if value is not None]

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from upslope.errors import InputError, InputErrors
 from upslope.recipes.adapt import adapt, check_adapter, same_weights, weights_digest
 from upslope.recipes.configs import PAIRED, Recipe, RewardSection, SamplingSection, SftRecipe
-from upslope.recipes.conversations import Conversations, check_tools, conversations, open_tools, room
+from upslope.recipes.conversations import (
+    Conversations,
+    check_tools,
+    conversations,
+    offered,
+    open_tools,
+    room,
+    section_of,
+)
 from upslope.recipes.curriculum import Curriculum
 from upslope.recipes.pairs import fit_pairs, longest_row, paired_task
 from upslope.recipes.reward_models import Judge, JudgeCard, Jury, check_models, read_judges, seat
@@ -133,7 +141,7 @@ def precheck(recipe: Recipe, reward: RewardFunction | None = None) -> None:
     section: RewardSection = getattr(recipe, "reward", RewardSection())
     attempt(lambda: reward_parts(section, reward))
     attempt(lambda: check_models(section))
-    attempt(lambda: check_tools(recipe, reward))
+    attempt(lambda: check_tools(section_of(recipe), reward))
     if found:
         raise found[0] if len(found) == 1 else InputErrors(found)
 
@@ -169,7 +177,8 @@ def survey(
     if rows.reward:
         # Before the model: a forked child should not inherit its memory.
         process = stack.enter_context(open_panel(rows.reward, section, log, recipe.train.steps))
-    toolbox = open_tools(recipe, reward, stack, log)
+    episode = section_of(recipe)
+    toolbox = open_tools(episode, reward, section.memory_mb, stack, log)
     device = loading.choose_device(recipe.device)
     dtype = loading.choose_dtype(recipe.model.dtype, device)
     if recipe.model.exact and dtype.itemsize < 4:
@@ -177,13 +186,13 @@ def survey(
         raise InputError("model.exact", problem, "set model.dtype: float32, or leave model.exact out")
     card = loading.read_card(recipe.model.name, recipe.model.chat_template, notice)
     check_adapter(recipe, card)
-    offered = (toolbox.schemas, recipe.episode.call_format) if toolbox is not None else ()  # type: ignore[attr-defined]
-    renderer = Renderer(card.tokenizer, card.stop_ids, recipe.data.chat, recipe.data.system_prompt, *offered)
-    talks = conversations(recipe, renderer, toolbox)
+    told = offered(episode, toolbox)
+    renderer = Renderer(card.tokenizer, card.stop_ids, recipe.data.chat, recipe.data.system_prompt, *told)
     settings = _sampling(recipe)
+    talks = conversations(episode, settings.max_new_tokens, renderer, toolbox)
     judges = read_judges(section, renderer, card, notice)
     sampling = sampling_of(settings, renderer, rows.confined)
-    arguments = (recipe.data, card.context, room(recipe, settings.max_new_tokens))
+    arguments = (recipe.data, card.context, room(episode, settings.max_new_tokens))
     key = "sampling.max_new_tokens" if talks is None else "episode.budget"
     train: Sequence[Prompt] = fit_prompts(rows.train, renderer, *arguments, "training", notice, key)
     # Prompts that no evaluation will answer need no room for an answer.

@@ -193,6 +193,7 @@ class InProcessSampler:
         support = [allowed_ids(sampling, row.prompt_ids, row.token_ids) for row in rows]
         random = torch.stack([row.random[len(row.token_ids)] for row in rows])
         ids, logprobs = draw(logits, random, sampling, None if sampling.allowed is None else support)
+        # The learner scores the whole distribution at a temperature: what is cut or greedy has no twin there.
         if self.exact and sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1:
             weight = self.model.get_output_embeddings().weight
             logprobs, _ = chosen_in_tiles(hidden, weight, ids, listed(support, weight.device), sampling.temperature)

@@ -193,9 +193,24 @@ def test_evaluate_holds_the_conversations_that_a_run_holds(bench: Bench, run: Fi
     every = upslope.evaluate(str(bench.model), tools=mine.add, split="all", **{**settings, "prompts": 12})
     results = [text.count("<|im_end|>\n<|im_start|>tool\n") for text in every.sampled.completions]
     assert sum(results) > 0  # calls were made and answered
+    called = [reward % 1 > 0 for reward, count in zip(every.sampled.rewards, results, strict=True) if count]
+    assert all(called)  # the reward saw the whole conversation, calls among its messages
     plain = {**settings, "data": str(bench.plain), "reward": {"builtin": "exact"}, "prompts": 12}
     alone = upslope.evaluate(str(bench.model), split="all", **plain)
     assert not any("<|im_start|>tool" in text for text in alone.sampled.completions)
+
+
+def test_evaluate_keeps_to_its_budget(bench: Bench) -> None:
+    settings: dict[str, Any] = {
+        "data": str(bench.rows), "reward": fives, "max_new_tokens": 8, "max_turns": 3, "device": "cpu",
+        "dtype": "float32", "prompts": 12, "split": "all", "tools": [FILE],
+    }  # fmt: skip
+    tokenizer = loading.read_card(str(bench.model)).tokenizer
+    longest = {}
+    for budget in (300, 30):
+        found = upslope.evaluate(str(bench.model), budget=budget, **settings)
+        longest[budget] = max(len(tokenizer.encode(text)) for text in found.sampled.completions)
+    assert longest[30] <= 30 < longest[300] <= 300
 
 
 @pytest.mark.parametrize(

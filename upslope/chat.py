@@ -3,11 +3,17 @@ trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
 from rich.console import Console
 from rich.text import Text
 
 from upslope.errors import InputError
 from upslope.models import loading
+from upslope.recipes.conversations import check_tools, conversations, offered, open_tools
+from upslope.recipes.episode_section import EpisodeSection
 from upslope.rollout.sampler import InProcessSampler
 from upslope.seeds import derive
 from upslope.text.rendering import Renderer
@@ -15,40 +21,74 @@ from upslope.types import Message, Sampling
 from upslope.views.safe_text import clean
 
 LONGEST = 100_000
+LONGEST_RESULT = 300
 
 
 def converse(
-    model: str, system_prompt: str | None, temperature: float, top_p: float, max_new_tokens: int, device: str, seed: int
-) -> None:
-    """Read a line, answer it, until an empty line or the end of input."""
+    model: str, system_prompt: str | None, temperature: float, top_p: float, max_new_tokens: int, device: str,
+    seed: int, tools: Sequence[str] = (), max_turns: int = 4,
+) -> None:  # fmt: skip
+    """Read a line, answer it, until an empty line or the end of input.
+
+    With ``tools`` (``path/to/file.py:function``) an answer may take up to ``max_turns`` messages of the model, as in a
+    recipe's ``episode``: calls and their results are shown, and stay in the conversation.
+    """
     console = Console(emoji=False, highlight=False)
+    section = EpisodeSection(tools=tuple(tools), max_turns=max_turns) if tools else None
+    check_tools(section)
     place = loading.choose_device(device)
     card = loading.read_card(model, notice=lambda text: console.print(Text(clean(text, 2000))))
-    renderer = Renderer(card.tokenizer, card.stop_ids, system_prompt=system_prompt)
-    loaded = loading.load(card, place, loading.choose_dtype("auto", place))
-    sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text)
-    sampling = Sampling(max_new_tokens, renderer.stop_ids, temperature, top_p=top_p)
-    head = f"{clean(card.name, 200)} on {place}, {loaded.dtype}. An empty line ends."
-    console.print(Text(head, style="dim"))
-    messages: list[Message] = []
+    with ExitStack() as stack:
+        toolbox = open_tools(section, None, None, stack)
+        told = offered(section, toolbox)
+        renderer = Renderer(card.tokenizer, card.stop_ids, "auto", system_prompt, *told)
+        talks = conversations(section, max_new_tokens, renderer, toolbox)
+        loaded = loading.load(card, place, loading.choose_dtype("auto", place))
+        sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text)
+        sampling = Sampling(max_new_tokens, renderer.stop_ids, temperature, top_p=top_p)
+        head = f"{clean(card.name, 200)} on {place}, {loaded.dtype}. An empty line ends."
+        console.print(Text(head, style="dim"))
+        messages: list[Message] = []
+        while text := _line(console):
+            messages.append({"role": "user", "content": text})
+            ids = renderer.prompt(tuple(messages) if renderer.wraps else text)
+            if len(ids) >= card.context:
+                problem = f"the conversation has {len(ids)} tokens, the model's context {card.context}"
+                raise InputError("chat", problem, "start a new one")
+            seeds = [derive(seed, "chat", len(messages))]
+            if talks is None:
+                found = sampler.sample([ids], 1, sampling, seeds)[0][0]
+                said: Sequence[Message] = [{"role": "assistant", "content": renderer.text(found.token_ids)}]
+            else:
+                said = talks.play(sampler, sampling, [ids], 1, seeds)[0][0].messages
+            for message in said:
+                _show(console, message)
+            messages += said
+
+
+def _line(console: Console) -> str:
+    """What was typed, empty at the end of input."""
     while True:
         try:
             text = console.input("[bold]you[/bold]  ").strip()
         except EOFError:
-            return
+            return ""
         except UnicodeDecodeError:
             console.print(Text("that line is not UTF-8 text", style="yellow"))
             continue
-        text = text.encode(errors="replace").decode()  # half a character, which a terminal may hand on
-        if not text:
-            return
-        messages.append({"role": "user", "content": text})
-        ids = renderer.prompt(tuple(messages) if renderer.wraps else text)
-        if len(ids) >= card.context:
-            raise InputError(
-                "chat", f"the conversation has {len(ids)} tokens, the model's context {card.context}", "start a new one"
-            )
-        found = sampler.sample([ids], 1, sampling, [derive(seed, "chat", len(messages))])[0][0]
-        answer = renderer.text(found.token_ids)
-        console.print(Text(clean(answer, LONGEST, keep_breaks=True), style="cyan"))
-        messages.append({"role": "assistant", "content": answer})
+        return text.encode(errors="replace").decode()  # half a character, which a terminal may hand on
+
+
+def _show(console: Console, message: Message) -> None:
+    """An answer, or a call with its arguments, or a call's result."""
+    content = str(message.get("content") or "")
+    if message["role"] == "tool":
+        console.print(Text("  = " + clean(content, LONGEST_RESULT), style="dim"))
+        return
+    calls: Any = message.get("tool_calls") or ()
+    if content or not calls:
+        console.print(Text(clean(content, LONGEST, keep_breaks=True), style="cyan"))
+    for call in calls:
+        function = call["function"]
+        given = ", ".join(f"{name}={value!r}" for name, value in function["arguments"].items())
+        console.print(Text("  " + clean(f"{function['name']}({given})", LONGEST_RESULT), style="dim"))

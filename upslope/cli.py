@@ -161,11 +161,16 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     device: Annotated[str, typer.Option()] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    tools: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="file.py:function that the model may call; may be given several times."),
+    ] = None,
+    max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that an answer may take.")] = 4,
 ) -> None:
     """Talk with a model. An empty line ends the conversation."""
     from upslope.chat import converse
 
-    converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed)
+    converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed, tools or (), max_turns)
 
 
 @app.command()

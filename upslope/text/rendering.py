@@ -43,6 +43,7 @@ class Renderer:
         if chat == "always" and not self.has_template:
             raise _no_template("data.chat: always")
         self.wraps = self.has_template and chat != "never"
+        """Whether plain prompts become a user's message."""
         if tools and not self.wraps:
             raise _no_template("tools") if not self.has_template else InputError(
                 "data.chat", "never, but tools are offered in a chat", "leave data.chat out"
@@ -50,7 +51,6 @@ class Renderer:
         self.dialect: Dialect | None = study(self._apply, tools, call_format) if tools else None
         """How the template speaks of tools; None: there are none."""
         self._studied: Dialect | None = None
-        """Whether plain prompts become a user's message."""
         if not stop_ids and not self.wraps:
             raise _no_end()
         self.stop_id = self._turn_end(stop_ids) if self.wraps else stop_ids[0]

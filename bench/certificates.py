@@ -4,6 +4,8 @@
     python bench/certificates.py --seeds 0 1 2 3 4                # what CI runs
     python bench/certificates.py --seeds 0 --maps 20              # 20 generated maps, the net of seed 0 on each
     python bench/certificates.py --seeds 0 1 2 3 4 --beta 1       # with a KL penalty: beta KL(pi || pi*)
+    python bench/certificates.py --seeds 0 1 2 3 4 --prompt map   # the prompt is a drawn map, not a pair of numbers
+    python bench/certificates.py --seeds 0 1 2 3 4 --vocabulary full   # every token may be said, not the moves alone
 
 Maps are those of ``generated_maps``; with ``--first 1000`` those that the settings were chosen on.
 
@@ -47,6 +49,8 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=0, help="so many generated maps in place of the built-in one")
     parser.add_argument("--first", type=int, default=0, help="seed from which maps are generated")
     parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--prompt", choices=["coordinate", "map"], default="coordinate")
+    parser.add_argument("--vocabulary", choices=["moves", "full"], default="moves")
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     chosen = parser.parse_args()
     maps = {f"map {number}": text for number, text in enumerate(generated_maps(chosen.maps, chosen.first))} or {
@@ -58,7 +62,9 @@ def main() -> None:
         for name, text in maps.items():
             for seed in chosen.seeds:
                 folder = None if chosen.out is None else chosen.out / name.replace(" ", "-")
-                found = certify_training(kind, seed, text, chosen.beta, folder)
+                found = certify_training(
+                    kind, seed, text, chosen.beta, folder, chosen.prompt, chosen.vocabulary
+                )  # fmt: skip
                 print(told(found, name), flush=True)
                 done.append(found)
                 rows.append({**asdict(found), "map": name, "passed": found.passed})

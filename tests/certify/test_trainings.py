@@ -56,6 +56,24 @@ def test_a_short_run_is_measured_and_does_not_pass(kind: str, beta: float, monke
     assert found.seconds > 0
 
 
+@pytest.mark.parametrize(("prompt", "vocabulary"), [("map", "moves"), ("coordinate", "full")])
+def test_drawn_maps_and_every_token_take_more_steps(
+    prompt: str, vocabulary: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    short(monkeypatch, "grpo")
+    monkeypatch.setitem(trainings.LONGER, "grpo", {"steps": 2})
+    monkeypatch.setitem(trainings.WALKING_ABOUT, "train", {**trainings.WALKING_ABOUT["train"], "steps": 1})
+    found = certify_training("grpo", 3, folder=tmp_path, prompt=prompt, vocabulary=vocabulary)
+    assert found.worst >= found.mean > 0.05 and not found.passed
+    (run, *before) = sorted(tmp_path.iterdir())
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["train"]["steps"] == 2
+    options = recipe["data"]["options"]
+    assert (options["prompt"], options["vocabulary"]) == (prompt, vocabulary)
+    assert [folder.name for folder in before] == ([f"{run.name}-start"] if vocabulary == "full" else [])
+    assert recipe["model"]["name"] == (str(before[0] / "model") if before else "text-grid-tiny-3")
+
+
 def test_what_passes() -> None:
     base = {"kind": "ppo", "seed": 0, "map": "4x4", "mean": 0.0, "critic_rmse": None, "seconds": 1.0}
     assert Certificate(beta=0.0, worst=0.049, kl=None, own_kl=None, **base).passed  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ THE_LOSSES = (
         "found.values, goal.old_values, goal.returns", "found.values, found.values.detach(), goal.returns",
         TRUE + "test_ppo_policy_and_value_gradients_are_autograds_of_the_stock_model[llama]"),
     one("the entropy bonus is a penalty", "recipes/ppo.py",
-        "per_token - settings.entropy_coef * found.entropy", "per_token + settings.entropy_coef * found.entropy",
+        "per_token - bonus * found.entropy", "per_token + bonus * found.entropy",
         TRUE + "test_ppo_policy_and_value_gradients_are_autograds_of_the_stock_model[llama]"),
     one("entropy of the wrong distribution: before the temperature", "models/head.py",
         "entropy[rows] = log_total - torch.linalg.vecdot(masses, finite) / total",

@@ -24,11 +24,12 @@ SAMPLED = torch.tensor([[-1.1, -2.0, -0.4]], dtype=F64)
 ENTROPY = torch.tensor([[0.3, 0.2, 0.1]], dtype=F64)
 
 
-def told(first: bool, kl_coef: float) -> tuple[Tensor, dict[str, Tensor]]:
-    recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=GrpoSection(kl_coef=kl_coef))
+def told(first: bool, kl_coef: float, step: int = 0, **bonus: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    settings = GrpoSection(kl_coef=kl_coef, **bonus)
+    recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=settings, train=TrainSection(steps=4))
     mask = torch.ones(1, 3, dtype=torch.bool)
     goal = grpo.GrpoTargets(mask, torch.ones(1, 3, dtype=F64), SAMPLED, OLD, REF)
-    return grpo.make_loss(recipe, first)(PolicyEvaluation(NEW, ENTROPY), goal)
+    return grpo.make_loss(recipe, first, step)(PolicyEvaluation(NEW, ENTROPY), goal)
 
 
 def k3(samples_of: Tensor, other: Tensor) -> Tensor:
@@ -46,6 +47,16 @@ def test_a_later_update_tells_entropy_clip_and_its_distance_from_the_old_policy(
         torch.testing.assert_close(metrics[name], value)
     surrogate = -torch.minimum((NEW - OLD).exp(), torch.tensor(1.28, dtype=F64))
     torch.testing.assert_close(per_token, surrogate + kl_coef * (NEW - REF).square() / 2)
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "weight"), [("constant", 3, 0.4), ("linear", 0, 0.4), ("linear", 1, 0.3), ("linear", 3, 0.1)]
+)
+def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: int, weight: float) -> None:
+    per_token, metrics = told(False, 0.0, step, entropy_coef=0.4, entropy_decay=decay)
+    surrogate = -torch.minimum((NEW - OLD).exp(), torch.tensor(1.28, dtype=F64))
+    torch.testing.assert_close(per_token, surrogate - weight * ENTROPY)
+    torch.testing.assert_close(metrics["entropy"], ENTROPY)  # as it is, not as it is weighed
 
 
 def test_the_first_update_tells_how_far_sampler_and_learner_are_apart() -> None:
@@ -99,14 +110,17 @@ def test_a_minibatch_that_teaches_nothing_takes_no_step() -> None:
     recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=GrpoSection(group=2))
     learner = policy(tiny.served())
     batch, targets = grpo.learn_from(recipe, rollouts([1.0, 1.0], [True, True], 2), learner, None, Clock())
-    assert grpo.update(recipe, learner, batch, targets, [0, 1], first=True) == {"loss": 0.0, "grad_norm": 0.0}
+    assert grpo.update(recipe, learner, batch, targets, [0, 1], 0, first=True) == {"loss": 0.0, "grad_norm": 0.0}
     assert learner.version == 0
+    wide = recipe.model_copy(update={"grpo": GrpoSection(group=2, entropy_coef=0.1)})
+    grpo.update(wide, learner, batch, targets, [0, 1], 0, first=True)
+    assert learner.version == 1  # the bonus has something to say
 
 
 def test_an_update_tells_its_loss_its_gradient_s_norm_and_its_rate() -> None:
     recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=GrpoSection(group=2))
     learner = policy(tiny.served())
     batch, targets = grpo.learn_from(recipe, rollouts([1.0, 0.0], [True, True], 2), learner, None, Clock())
-    told_of = grpo.update(recipe, learner, batch, targets, [0, 1], first=True)
+    told_of = grpo.update(recipe, learner, batch, targets, [0, 1], 0, first=True)
     assert {"loss", "entropy", "grad_norm", "lr"} <= set(told_of) and told_of["grad_norm"] > 0
     assert told_of["lr"] == learner.optimizer.settings.rate(0)

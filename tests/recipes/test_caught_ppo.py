@@ -52,6 +52,18 @@ def test_the_first_update_tells_how_far_sampler_and_learner_are_apart() -> None:
     assert not metrics["approx_kl"].any() and bool((metrics["ratio/mean"] == 1).all())
 
 
+@pytest.mark.parametrize(
+    ("decay", "step", "weight"), [("constant", 0, 0.4), ("constant", 3, 0.4), ("linear", 0, 0.4), ("linear", 3, 0.1)]
+)
+def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: int, weight: float) -> None:
+    settings = {"ppo": {"entropy_coef": 0.4, "entropy_decay": decay}, "train": {"steps": 4}}
+    recipe = PpoRecipe.model_validate({"data": {"task": "arithmetic"}, **settings})
+    goal = ppo.PpoTargets(torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=F64), ZERO, ZERO, OLD, SAMPLED)
+    per_token, _ = ppo.policy_loss(recipe, False, step)(PolicyEvaluation(NEW, ENTROPY), goal)
+    surrogate = -torch.minimum((NEW - OLD).exp(), torch.tensor(1.2, dtype=F64))
+    torch.testing.assert_close(per_token, surrogate - weight * ENTROPY)
+
+
 def test_explained_variance_by_hand() -> None:
     actual = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=F64)
     assert ppo.explained_variance(actual, actual) == 1.0

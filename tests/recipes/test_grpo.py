@@ -52,7 +52,7 @@ def gradient_of_update(
         return stock(self)
 
     monkeypatch.setattr(Learner, "step", step)
-    grpo.update(settings, learner, rows, goal, list(range(len(rows))), first=False)
+    grpo.update(settings, learner, rows, goal, list(range(len(rows))), 0, first=False)
     return kept
 
 

@@ -19,7 +19,7 @@ from upslope.maths import kl
 from upslope.models import loading, tiny
 from upslope.models.networks import PolicyNetwork, ValueNetwork
 from upslope.models.tree import tree_logprobs
-from upslope.recipes import ppo
+from upslope.recipes import grpo, ppo
 from upslope.recipes.configs import RECIPES, PpoRecipe, SamplingSection
 from upslope.recipes.ppo import Networks
 from upslope.recipes.rollouts import Harvest, _rollout
@@ -242,3 +242,19 @@ def test_the_tiny_tokenizer_begins_with_bos_and_reads_its_own_words() -> None:
     assert (
         card.stop_ids == (card.tokenizer.eos_token_id,) and card.tokenizer.eos_token_id != card.tokenizer.pad_token_id
     )
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_each_step_weighs_bonus_and_penalty_by_its_own_number(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = {"ppo": (ppo, "policy_loss"), "grpo": (grpo, "make_loss")}[kind]
+    inner, seen = getattr(module, name), []
+
+    def noted(recipe: Any, first: bool, step: int = 0) -> Any:
+        seen.append((step, first))
+        return inner(recipe, first, step)
+
+    monkeypatch.setattr(module, name, noted)
+    run(kind, tmp_path / kind, "train.steps=3", "train.epochs=1", "train.minibatches=2", "train.eval_prompts=0")
+    assert seen == [(step, first) for step in range(3) for first in (True, False)]

@@ -22,8 +22,8 @@ from upslope.certify.lines import Line
 from upslope.models import loading
 from upslope.models.networks import PolicyNetwork
 from upslope.models.tree import tree_logprobs, tree_values
-from upslope.recipes import grpo, ppo
-from upslope.recipes.configs import RECIPES, GrpoRecipe, PpoRecipe
+from upslope.recipes import grpo, ppo, sft
+from upslope.recipes.configs import RECIPES, GrpoRecipe, PpoRecipe, SftRecipe
 from upslope.recipes.grid import train
 from upslope.recipes.grid_config import GridRecipe
 from upslope.recipes.loop import Loop
@@ -46,16 +46,17 @@ COMMON: dict[str, Any] = {
     "model": {"name": "text-grid-tiny", "dtype": "float32"},
     "sampling": {"max_new_tokens": 6},
 }
+EXPLORING: dict[str, Any] = {"entropy_coef": 0.4, "entropy_decay": "linear"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {
         **COMMON, "data": {"task": "text-grid", "options": {"horizon": 5}}, "optim": {"lr": 3e-3, "decay": "linear"},
         "train": {"steps": 60, "prompts": 264, "epochs": 2, "minibatches": 4},
-        "ppo": {"critic_lr": 3e-3, "critic_head_lr": 9e-3, "entropy_coef": 0.1, "kl_coef": 0, "target_kl": None},
+        "ppo": {"critic_lr": 3e-3, "critic_head_lr": 9e-3, "kl_coef": 0, "target_kl": None, **EXPLORING},
     },
     "grpo": {
         **COMMON, "data": {"task": "text-grid", "options": {"horizon": 5}}, "optim": {"lr": 5e-3, "decay": "linear"},
         "train": {"steps": 90, "prompts": 22, "epochs": 1, "minibatches": 2},
-        "grpo": {"group": 16, "scale": "std", "kl_coef": 0.3},
+        "grpo": {"group": 16, "scale": "std", **EXPLORING},
     },
 }  # fmt: skip
 """The recipes ppo-text-grid and grpo-text-grid; a test compares them with the files."""
@@ -63,7 +64,7 @@ PENALISED: dict[str, dict[str, dict[str, Any]]] = {
     "ppo": {"train": {"steps": 200}, "ppo": {"entropy_coef": 0.0}},
     "grpo": {
         "optim": {"lr": 3e-3}, "train": {"steps": 240, "prompts": 88, "minibatches": 4},
-        "grpo": {"scale": "none", "weighting": "constant_length"},
+        "grpo": {"scale": "none", "weighting": "constant_length", "entropy_coef": 0.0},
     },
 }  # fmt: skip
 """What a certificate with beta > 0 changes, besides ``kl_coef``.
@@ -73,6 +74,15 @@ GRPO, which has no critic to take noise away, more walks in each update. What mo
 entropy bonus; the division by a group's standard deviation, which weighs points against the penalty differently from
 group to group; the token mean, whose divisor depends on what was sampled.
 """
+
+
+LONGER: dict[str, dict[str, Any]] = {"ppo": {"steps": 120}, "grpo": {"steps": 150}}
+"""Training steps where the prompt is a drawn map or every token may be said."""
+WALKING_ABOUT: dict[str, Any] = {
+    **COMMON, "optim": {"lr": 5e-3}, "train": {"steps": 40, "prompts": 88, "eval_every": 0, "eval_prompts": 0},
+}  # fmt: skip
+"""Supervised steps on random walks before every token may be said: 36 of 40 would end the walk of a net of random
+weights at once, and what it never reaches it cannot learn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +116,20 @@ class Certificate:
 
 
 def certify_training(
-    kind: str, seed: int, map: str = "4x4", beta: float = 0.0, folder: Path | None = None
-) -> Certificate:
+    kind: str, seed: int, map: str = "4x4", beta: float = 0.0, folder: Path | None = None, prompt: str = "coordinate",
+    vocabulary: str = "moves",
+) -> Certificate:  # fmt: skip
     """Train by the text grid's recipe from the net of that seed, then measure. Runs lie in ``folder`` (none: deleted).
 
     ``beta`` is the weight of the KL to the starting net: k1 in PPO's reward, k2 in GRPO's loss; see ``PENALISED``.
+    ``prompt`` and ``vocabulary`` are options of ``TextGrid``. A drawn map (``map``) and every token (``full``) take
+    more steps, see ``LONGER``, and the latter a start that has seen random walks, see ``WALKING_ABOUT``.
     """
+    task = TextGrid(map, horizon=5, prompt=prompt, vocabulary=vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
-        model, critic, task = _train(kind, seed, map, beta, (folder or Path(scratch)) / f"{kind}-{seed}-{beta:g}")
+        path = (folder or Path(scratch)) / f"{kind}-{seed}-{beta:g}-{prompt}-{vocabulary}"
+        model, critic = _train(kind, seed, task, map, beta, path)
         seconds = time.perf_counter() - begun
     card = loading.read_card(f"text-grid-tiny-{seed}")
     words = Renderer(card.tokenizer, card.stop_ids)
@@ -168,17 +183,21 @@ def choice_optimum(
     return logprobs
 
 
-def _train(kind: str, seed: int, map: str, beta: float, path: Path) -> tuple[Any, Any, TextGrid]:
-    """(policy model, critic network or None, task) after the recipe."""
+def _train(kind: str, seed: int, task: TextGrid, map: str, beta: float, path: Path) -> tuple[Any, Any]:
+    """(policy model, critic network or None) after the recipe."""
     keys: dict[str, Any] = {name: dict(value) for name, value in SETTINGS[kind].items()}
+    options = {"horizon": 5, "map": map, "prompt": task.prompt_kind, "vocabulary": task.vocabulary}
     keys["seed"], keys["model"]["name"] = seed, f"text-grid-tiny-{seed}"
-    keys["data"] = {"task": "text-grid", "options": {"horizon": 5, "map": map}}
+    keys["data"] = {"task": "text-grid", "options": options}
     keys["train"] |= {"eval_every": 0, "eval_prompts": 0}
+    if task.prompt_kind == "map" or task.vocabulary == "full":
+        keys["train"] |= LONGER[kind]
+    if task.vocabulary == "full":
+        keys["model"]["name"] = str(_walking_about(keys, path.with_name(f"{path.name}-start")))
     if beta > 0:
         for section, changed in PENALISED[kind].items():
             keys[section] |= changed
         keys[kind] |= {"kl_coef": beta}
-    task = TextGrid(map, horizon=5)
     loaded = build(keys, RECIPES[kind], "upslope certify")
     recipe = loaded.recipe
     folder = RunFolder.open(path, loaded.text, {"recipe": kind}, "overwrite")
@@ -186,10 +205,20 @@ def _train(kind: str, seed: int, map: str, beta: float, path: Path) -> tuple[Any
         if isinstance(recipe, GrpoRecipe):
             grpo.start(recipe, run)
             card = loading.read_card(str(path / "model"))
-            return loading.load(card, torch.device("cpu"), torch.float32).model, None, task
+            return loading.load(card, torch.device("cpu"), torch.float32).model, None
         if not isinstance(recipe, PpoRecipe):
             raise ValueError(f"no certificate for {kind}: ppo or grpo")
-        return (*_ppo(recipe, run), task)
+        return _ppo(recipe, run)
+
+
+def _walking_about(keys: dict[str, Any], path: Path) -> Path:
+    """The model directory of the start of ``keys``, a run's, after imitating random walks."""
+    data = {"task": "text-grid", "options": {**keys["data"]["options"], "examples": "random"}}
+    loaded = build({**WALKING_ABOUT, "model": keys["model"], "seed": keys["seed"], "data": data}, SftRecipe)
+    folder = RunFolder.open(path, loaded.text, {"recipe": "sft"}, "overwrite")
+    with Run(folder, save_every=0, listeners=[]) as run:
+        sft.start(loaded.recipe, run)
+    return path / "model"
 
 
 def _ppo(recipe: PpoRecipe, run: Run) -> tuple[Any, Any]:

@@ -141,6 +141,10 @@ class GrpoSection(Section):
     """Weight of the KL term against the starting policy; 0: no reference model is kept."""
     kl_estimator: Literal["k2", "k3"] = "k2"
     """At each token, k2's gradient is KL(pi || ref)'s and k3's (the paper's choice) KL(ref || pi)'s."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus."""
+    entropy_decay: Literal["constant", "linear"] = "constant"
+    """The entropy bonus stays, or falls on a line to 0 after the last step: explore first, then settle."""
     truncated: Literal["keep", "mask"] = "keep"
     """Train on completions that the length limit cut, or leave them out of the loss (they stay in the baseline)."""
     resample: Annotated[int, Field(ge=0)] = 0
@@ -168,6 +172,8 @@ class PpoSection(Section):
     """Weight of k1 against the starting policy, subtracted from each token's reward; 0: no reference model."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
+    entropy_decay: Literal["constant", "linear"] = "constant"
+    """The entropy bonus stays, or falls on a line to 0 after the last step: explore first, then settle."""
     target_kl: Annotated[float, Field(gt=0)] | None = 0.1
     """Stop the passes of a step when the policy has moved this far (mean k3 to the collecting policy); null: never."""
     whiten: bool = True

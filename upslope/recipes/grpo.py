@@ -3,8 +3,8 @@
 For a group of G completions with rewards r_i (DeepSeekMath, arXiv:2402.03300):
 
     A_i    = r_i - baseline_i            the mean of the group, or of the others (leave-one-out); optionally / std
-    loss_t = -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + kl_coef * KL_t,      rho_t = pi(y_t | .) / pi_old(y_t |
-    .)
+    loss_t = -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + kl_coef * KL_t - entropy_coef * H_t
+    rho_t  = pi(y_t | .) / pi_old(y_t | .)
 
 ``weighting`` says how tokens weigh: the paper's mean a sequence, DAPO's token mean (arXiv:2503.14476), Dr. GRPO's
 constant length (arXiv:2503.20783). ``ratio: sequence`` is GSPO (arXiv:2507.18071). Defaults: leave-one-out and no std,
@@ -28,7 +28,7 @@ from upslope.models import adapters
 from upslope.models.networks import PolicyNetwork
 from upslope.recipes.configs import GrpoRecipe
 from upslope.recipes.judge import due, finish, judge
-from upslope.recipes.loop import Clock, Loop, updates
+from upslope.recipes.loop import Clock, Loop, entropy_weight, updates
 from upslope.recipes.rollout_log import log_rows, scored_in
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
@@ -51,10 +51,11 @@ class GrpoTargets(Rows):
     ref_logprobs: Float[Tensor, "batch time"]
 
 
-def make_loss(recipe: GrpoRecipe, first: bool) -> Loss[PolicyEvaluation, GrpoTargets]:
-    """The loss of an optimizer step. In the ``first`` one since sampling the policy is the old policy: its own detached
-    log-probabilities are the old ones and the ratio is exactly 1."""
+def make_loss(recipe: GrpoRecipe, first: bool, step: int = 0) -> Loss[PolicyEvaluation, GrpoTargets]:
+    """The loss in step ``step`` (from 0). In its ``first`` optimizer step since sampling the policy is the old policy:
+    its own detached log-probabilities are the old ones and the ratio is exactly 1."""
     settings = recipe.grpo
+    bonus = entropy_weight(settings, step, recipe.train.steps)
 
     def loss(found: PolicyEvaluation, goal: GrpoTargets) -> tuple[Tensor, dict[str, Tensor]]:
         old = found.logprobs.detach() if first else goal.old_logprobs
@@ -71,6 +72,8 @@ def make_loss(recipe: GrpoRecipe, first: bool) -> Loss[PolicyEvaluation, GrpoTar
             "clip_ratio": clipped.to(old.dtype),
             "approx_kl": kl.k3(old, found.logprobs),
         }
+        if bonus > 0:
+            per_token = per_token - bonus * found.entropy
         if settings.kl_coef > 0:
             per_token = per_token + settings.kl_coef * KL[settings.kl_estimator](found.logprobs, goal.ref_logprobs)
             metrics["kl"] = kl.k3(found.logprobs, goal.ref_logprobs)
@@ -114,7 +117,7 @@ def train(
             if number < loop.inner or loop.batch is None or loop.targets is None:
                 continue  # taken before this run was stopped
             with clock("learning"):
-                loop.add(update(recipe, policy, loop.batch, loop.targets, rows, first=number == 0))
+                loop.add(update(recipe, policy, loop.batch, loop.targets, rows, loop.step, first=number == 0))
                 shop.sampler.load(policy.weights(), policy.version)
             run.boundary((step, loop.inner))
         metrics = {**loop.close(), "skipped_updates": float(policy.skipped)}
@@ -190,18 +193,22 @@ def update(
     batch: Batch,
     targets: GrpoTargets,
     rows: list[int],
+    step: int,
     first: bool,
 ) -> dict[str, float]:
-    """One optimizer step on these rows. Rows whose advantages are all zero are not run, unless a KL term needs them."""
+    """One optimizer step on these rows.
+
+    Rows whose advantages are all zero are not run, unless a KL term or an entropy bonus needs them.
+    """
     weights = weigh(recipe, targets.mask[rows])
     useful = targets.mask[rows].any(1)
-    if recipe.grpo.kl_coef == 0:
+    if recipe.grpo.kl_coef == 0 and recipe.grpo.entropy_coef == 0:
         useful &= (targets.advantages[rows] != 0).any(1)
     kept = useful.nonzero()[:, 0].tolist()
     if not kept:
         return {"loss": 0.0, "grad_norm": 0.0}
     rows = [rows[place] for place in kept]
-    metrics = policy.gradient(batch.take(rows), targets.take(rows), weights[kept], make_loss(recipe, first))
+    metrics = policy.gradient(batch.take(rows), targets.take(rows), weights[kept], make_loss(recipe, first, step))
     report = policy.step()
     return {**metrics, "grad_norm": report.grad_norm, "lr": report.lr}
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from upslope.learner.learner import minibatches
-from upslope.recipes.configs import RolloutRecipe
+from upslope.recipes.configs import GrpoSection, PpoSection, RolloutRecipe
 from upslope.seeds import permutation
 from upslope.types import Batch, Rows, State
 
@@ -104,6 +104,12 @@ def updates(recipe: RolloutRecipe, loop: Loop[Any]) -> list[list[int]]:
     units, train = loop.batch.unit.tolist(), recipe.train
     orders = [permutation(recipe.seed, len(set(units)), "minibatch", loop.step, epoch) for epoch in range(train.epochs)]
     return [rows for order in orders for rows in minibatches(units, train.minibatches, order)]
+
+
+def entropy_weight(section: PpoSection | GrpoSection, step: int, steps: int) -> float:
+    """The weight of the entropy bonus in step ``step`` (from 0) of ``steps``: ``entropy_coef``, or on a line from it in
+    the first step to 0 after the last, entropy_coef (1 - step / steps)."""
+    return section.entropy_coef * (1 - step / steps if section.entropy_decay == "linear" else 1.0)
 
 
 class Clock:

@@ -29,7 +29,7 @@ from upslope.models import adapters
 from upslope.models.networks import PolicyNetwork, ValueNetwork
 from upslope.recipes.configs import PpoRecipe
 from upslope.recipes.judge import due, finish, judge
-from upslope.recipes.loop import Clock, Loop, updates
+from upslope.recipes.loop import Clock, Loop, entropy_weight, updates
 from upslope.recipes.rollout_log import log_rows, scored_in
 from upslope.recipes.rollouts import Harvest, check_versions, harvest, rows_of_step, statistics
 from upslope.recipes.setup import RewardFunction, Workshop, prepare
@@ -62,18 +62,19 @@ class Networks:
     reference: Scorer[PolicyEvaluation] | None
 
 
-def policy_loss(recipe: PpoRecipe, first: bool) -> Loss[PolicyEvaluation, PpoTargets]:
-    """The policy's loss. In the ``first`` optimizer step since sampling the policy is the old policy: its own detached
-    log-probabilities are the old ones and the ratio is exactly 1."""
+def policy_loss(recipe: PpoRecipe, first: bool, step: int = 0) -> Loss[PolicyEvaluation, PpoTargets]:
+    """The policy's loss in step ``step`` (from 0). In the ``first`` optimizer step since sampling the policy is the old
+    policy: its own detached log-probabilities are the old ones and the ratio is exactly 1."""
     settings = recipe.ppo
+    bonus = entropy_weight(settings, step, recipe.train.steps)
 
     def loss(found: PolicyEvaluation, goal: PpoTargets) -> tuple[Tensor, dict[str, Tensor]]:
         old = found.logprobs.detach() if first else goal.old_logprobs
         per_token, clipped = losses.clipped_surrogate(
             found.logprobs, old, goal.advantages, settings.clip, settings.clip
         )
-        if settings.entropy_coef > 0:
-            per_token = per_token - settings.entropy_coef * found.entropy
+        if bonus > 0:
+            per_token = per_token - bonus * found.entropy
         ratio = (found.logprobs - old).exp()
         metrics = {
             "entropy": found.entropy,
@@ -200,7 +201,7 @@ def update(
     weights = weighting.token_mean(targets.mask)
     metrics: dict[str, float] = {}
     if step >= recipe.ppo.critic_warmup:
-        metrics = networks.policy.gradient(batch, targets, weights, policy_loss(recipe, first))
+        metrics = networks.policy.gradient(batch, targets, weights, policy_loss(recipe, first, step))
         report = networks.policy.step()
         metrics |= {"grad_norm": report.grad_norm, "lr": report.lr}
     if not recipe.ppo.freeze_critic:

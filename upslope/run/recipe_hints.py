@@ -211,7 +211,7 @@ FOREIGN: dict[str, Foreign] = {
     "cliprange_value": Foreign(("ppo.value_clip",)),
     "vf_coef": Foreign((), "the critic is a network of its own; ppo.critic_lr is its learning rate"),
     "value_coef": Foreign((), "the critic is a network of its own; ppo.critic_lr is its learning rate"),
-    "ent_coef": Foreign(("ppo.entropy_coef",)),
+    "ent_coef": Foreign(("ppo.entropy_coef", "grpo.entropy_coef")),
     "whiten_rewards": Foreign((), "rewards are not whitened; ppo.whiten whitens advantages"),
     "init_kl_coef": Foreign(("ppo.kl_coef", "grpo.kl_coef")),
     # what else TRL's and transformers' configs hold; docs/from-trl.md is made from this table
@@ -247,7 +247,7 @@ FOREIGN: dict[str, Foreign] = {
     "use_bias_correction_kl": Foreign((), "the KL term is not multiplied by the ratio"),
     "off_policy_mask_threshold": Foreign((), "completions are always of the newest weights; a test sees to it"),
     "top_entropy_quantile": Foreign((), "every token of a completion is trained on"),
-    "entropy_coef": Foreign(("ppo.entropy_coef",), "weight of the entropy bonus"),
+    "entropy_coef": Foreign(("ppo.entropy_coef", "grpo.entropy_coef"), "weight of the entropy bonus"),
     "multi_objective_aggregation": Foreign((), "rewards are summed by weight, and the sums compared within a group"),
     "local_rollout_forward_batch_size": Foreign(("train.micro_batch_tokens",), "in tokens"),
     "sft_model_path": Foreign(("model.name",), "reference and critic start from the same model"),
@@ -324,8 +324,12 @@ _PREFIXES: dict[str, Foreign] = {
     "ref_model_": _SAME_REFERENCE,
     "f_divergence": _DPO_LOSS,
     "f_alpha": _DPO_LOSS,
-    "entropy_": Foreign(("ppo.entropy_coef",), "a constant weight of the entropy bonus"),
-    "use_adaptive_entropy": Foreign(("ppo.entropy_coef",), "a constant weight of the entropy bonus"),
+    "entropy_": Foreign(
+        ("ppo.entropy_decay", "grpo.entropy_decay"), "the weight of the entropy bonus stays, or falls on a line"
+    ),
+    "use_adaptive_entropy": Foreign(
+        ("ppo.entropy_decay", "grpo.entropy_decay"), "the weight of the entropy bonus stays, or falls on a line"
+    ),
     "transformers_": _NO_VLLM,
     "torch_": _NO_COMPILE,
     "trackio_": Foreign(("report_to",), "trackio's own environment variables apply"),

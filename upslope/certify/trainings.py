@@ -46,22 +46,24 @@ COMMON: dict[str, Any] = {
     "model": {"name": "text-grid-tiny", "dtype": "float32"},
     "sampling": {"max_new_tokens": 6},
 }
-EXPLORING: dict[str, Any] = {"entropy_coef": 0.4, "entropy_decay": "linear"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {
         **COMMON, "data": {"task": "text-grid", "options": {"horizon": 5}}, "optim": {"lr": 3e-3, "decay": "linear"},
-        "train": {"steps": 60, "prompts": 264, "epochs": 2, "minibatches": 4},
-        "ppo": {"critic_lr": 3e-3, "critic_head_lr": 9e-3, "kl_coef": 0, "target_kl": None, **EXPLORING},
+        "train": {"steps": 90, "prompts": 264, "epochs": 2, "minibatches": 2},
+        "ppo": {
+            "critic_lr": 3e-3, "critic_head_lr": 9e-3, "kl_coef": 0, "target_kl": None, "entropy_coef": 0.4,
+            "entropy_decay": "linear",
+        },
     },
     "grpo": {
         **COMMON, "data": {"task": "text-grid", "options": {"horizon": 5}}, "optim": {"lr": 5e-3, "decay": "linear"},
-        "train": {"steps": 90, "prompts": 22, "epochs": 1, "minibatches": 2},
-        "grpo": {"group": 16, "scale": "std", **EXPLORING},
+        "train": {"steps": 150, "prompts": 22, "epochs": 1, "minibatches": 2},
+        "grpo": {"group": 16, "scale": "std", "entropy_coef": 0.5, "entropy_decay": "linear"},
     },
 }  # fmt: skip
 """The recipes ppo-text-grid and grpo-text-grid; a test compares them with the files."""
 PENALISED: dict[str, dict[str, dict[str, Any]]] = {
-    "ppo": {"train": {"steps": 200}, "ppo": {"entropy_coef": 0.0}},
+    "ppo": {"train": {"steps": 200, "minibatches": 4}, "ppo": {"entropy_coef": 0.0}},
     "grpo": {
         "optim": {"lr": 3e-3}, "train": {"steps": 240, "prompts": 88, "minibatches": 4},
         "grpo": {"scale": "none", "weighting": "constant_length", "entropy_coef": 0.0},
@@ -76,7 +78,7 @@ group to group; the token mean, whose divisor depends on what was sampled.
 """
 
 
-LONGER: dict[str, dict[str, Any]] = {"ppo": {"steps": 120}, "grpo": {"steps": 150}}
+LONGER: dict[str, dict[str, Any]] = {"ppo": {"steps": 150}, "grpo": {"steps": 200}}
 """Training steps where the prompt is a drawn map or every token may be said."""
 WALKING_ABOUT: dict[str, Any] = {
     **COMMON, "optim": {"lr": 5e-3}, "train": {"steps": 40, "prompts": 88, "eval_every": 0, "eval_prompts": 0},

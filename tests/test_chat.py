@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,19 @@ from upslope import chat
 from upslope.errors import InputError
 from upslope.models import loading
 from upslope.rollout.sampler import InProcessSampler
+from upslope.text.rendering import Renderer
+from upslope.types import Message
 
 ADD = f"{mine.__file__}:add"
 
 
 class Seat:
-    """Someone at the keyboard: ``says`` lines, keeps what was shown, and the prompts that the model was asked."""
+    """Someone at the keyboard: ``talk`` says lines; keeps what was shown, the conversations and the model's prompts."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.shown, self.lines = io.StringIO(), iter([""])
         self.asked: list[list[int]] = []
+        self.talks: list[tuple[Message, ...]] = []
         seat = self
 
         class Terminal(Console):
@@ -40,7 +45,13 @@ class Seat:
                 seat.asked.extend(list(prompt) for prompt in prompts)
                 return super().sample(prompts, *arguments, **keywords)
 
+        class Words(Renderer):
+            def prompt(self, content: Any) -> Any:
+                seat.talks.append(tuple(content))
+                return super().prompt(content)
+
         patch.setattr(chat, "Console", Terminal)
+        patch.setattr(chat, "Renderer", Words)
         patch.setattr(chat, "InProcessSampler", Sampler)
 
     def talk(self, model: Path | str, lines: tuple[str, ...], seed: int = 0, **tools: Any) -> None:
@@ -75,6 +86,27 @@ def test_calls_are_made_shown_and_remembered(seat: Seat, model: Path) -> None:
     tokens = loading.read_card(str(model)).tokenizer
     texts = [tokens.decode(ids) for ids in seat.asked]
     assert any(text.count("<|im_start|>tool") and text.rstrip().endswith("assistant") for text in texts)
+
+
+def test_a_call_without_a_result_is_said_and_not_remembered_as_one(seat: Seat, model: Path) -> None:
+    for seed in range(20):
+        seat.talk(model, ("2 a", "5"), seed, tools=(ADD,), max_turns=2)
+    assert "no result reached the model: an answer has at most 2 messages and 16 tokens" in seat.shown.getvalue()
+    for messages in seat.talks:
+        roles = ["call" if message.get("tool_calls") else message["role"] for message in messages]
+        assert all(after == "tool" for one, after in itertools.pairwise(roles) if one == "call"), roles
+        assert roles[-1] == "user" and all(before != "user" for before in roles[-2:-1]), roles
+
+
+def test_a_conversation_with_tools_may_fill_the_context(seat: Seat, tmp_path: Path) -> None:
+    small = talk.caller(tmp_path / "small", max_position_embeddings=48)
+    filled = 0
+    for seed in range(20):
+        with contextlib.suppress(InputError):
+            seat.talk(small, ("5",) * 4, seed, tools=(ADD,), max_turns=8)
+            continue
+        filled += 1
+    assert filled and max(map(len, seat.asked)) < 48
 
 
 def test_a_tool_that_is_not_there_is_said_before_the_model_is_read(seat: Seat) -> None:

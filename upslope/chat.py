@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from upslope.errors import InputError
 from upslope.models import loading
 from upslope.recipes.conversations import check_tools, conversations, offered, open_tools
 from upslope.recipes.episode_section import EpisodeSection
+from upslope.recipes.reward_section import RewardSection
 from upslope.rollout.sampler import InProcessSampler
 from upslope.seeds import derive
 from upslope.text.rendering import Renderer
@@ -26,20 +28,21 @@ LONGEST_RESULT = 300
 
 def converse(
     model: str, system_prompt: str | None, temperature: float, top_p: float, max_new_tokens: int, device: str,
-    seed: int, tools: Sequence[str] = (), max_turns: int = 4,
+    seed: int, tools: Sequence[str] = (), max_turns: int = 4, sandbox: bool = False,
 ) -> None:  # fmt: skip
     """Read a line, answer it, until an empty line or the end of input.
 
     With ``tools`` (``path/to/file.py:function``) an answer may take up to ``max_turns`` messages of the model, as in a
-    recipe's ``episode``: calls and their results are shown, and stay in the conversation.
+    recipe's ``episode``: calls and their results are shown, and stay in the conversation. ``sandbox``: for tools that
+    run what the model writes. Other limits of the tools are a recipe's defaults.
     """
     console = Console(emoji=False, highlight=False)
-    section = EpisodeSection(tools=tuple(tools), max_turns=max_turns) if tools else None
+    section = EpisodeSection(tools=tuple(tools), max_turns=max_turns, sandbox=sandbox) if tools else None
     check_tools(section)
     place = loading.choose_device(device)
     card = loading.read_card(model, notice=lambda text: console.print(Text(clean(text, 2000))))
     with ExitStack() as stack:
-        toolbox = open_tools(section, None, None, stack)
+        toolbox = open_tools(section, None, RewardSection().memory_mb, stack)
         told = offered(section, toolbox)
         renderer = Renderer(card.tokenizer, card.stop_ids, "auto", system_prompt, *told)
         talks = conversations(section, max_new_tokens, renderer, toolbox)
@@ -60,10 +63,15 @@ def converse(
                 found = sampler.sample([ids], 1, sampling, seeds)[0][0]
                 said: Sequence[Message] = [{"role": "assistant", "content": renderer.text(found.token_ids)}]
             else:
-                said = talks.play(sampler, sampling, [ids], 1, seeds)[0][0].messages
+                fitting = replace(talks, budget=min(talks.budget, card.context - len(ids)))
+                said = fitting.play(sampler, sampling, [ids], 1, seeds)[0][0].messages
             for message in said:
                 _show(console, message)
             messages += said
+            if said[-1].get("tool_calls"):  # kept as text: there are templates that refuse a call without a result
+                limits = f"{max_turns} messages and {fitting.budget} tokens (--max-turns, --max-new-tokens)"
+                console.print(Text(f"  no result reached the model: an answer has at most {limits}", style="yellow"))
+                messages[-1] = {"role": "assistant", "content": said[-1]["content"]}
 
 
 def _line(console: Console) -> str:

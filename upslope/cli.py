@@ -111,6 +111,9 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="With tools: tokens after the prompt, results among them."),
     ] = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The tools run what the model writes: wall them in.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
@@ -127,6 +130,7 @@ def evaluate(
             model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
             max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
             on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
+            sandbox=sandbox,
         )  # fmt: skip
     except InputError as error:
         mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
@@ -166,11 +170,14 @@ def chat(
         typer.Option(help="file.py:function that the model may call; may be given several times."),
     ] = None,
     max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that an answer may take.")] = 4,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="The tools run what the model writes: wall them in.")
+    ] = False,
 ) -> None:
     """Talk with a model. An empty line ends the conversation."""
     from upslope.chat import converse
 
-    converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed, tools or (), max_turns)
+    converse(model, system_prompt, temperature, top_p, max_new_tokens, device, seed, tools or (), max_turns, sandbox)
 
 
 @app.command()

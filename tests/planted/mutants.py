@@ -44,6 +44,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], set[str] | None]] = {
         (f"{RECIPE_RUNS}test_ppo.py", TRUE),
         {"policy_loss", "value_loss", "learn_from", "explained_variance", "moved_too_far", "update"},
     ),
+    "recipes/loop.py": ((f"{RECIPE_RUNS}test_caught_ppo.py",), {"entropy_weight"}),
     "recipes/grid_lab.py": ((GRID,), {"targets_of", "flat", "scaled", "policy_loss", "value_loss"}),
     "recipes/grid_ppo.py": ((GRID,), {"learn_from"}),
     "recipes/grid_grpo.py": ((GRID,), {"learn_from"}),

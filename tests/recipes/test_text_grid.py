@@ -245,9 +245,7 @@ def test_the_tiny_tokenizer_begins_with_bos_and_reads_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
-def test_each_step_weighs_bonus_and_penalty_by_its_own_number(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_is_told_the_number_of_its_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name = {"ppo": (ppo, "policy_loss"), "grpo": (grpo, "make_loss")}[kind]
     inner, seen = getattr(module, name), []
 

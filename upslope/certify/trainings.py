@@ -1,4 +1,4 @@
-"""Certificates of trainings: the recipes as they stand, then the exact distance of what they learned from the optimum.
+"""Certificates of trainings: the recipes' settings, then the exact distance of what they learned from the optimum.
 
 For networks that learn from samples nothing is proved in advance. What a certificate says is measured exactly at the
 end: the largest J* - J over all prompts, the critic against V^pi, and under a KL penalty beta KL(pi || pi*).
@@ -126,7 +126,12 @@ def certify_training(
     ``beta`` is the weight of the KL to the starting net: k1 in PPO's reward, k2 in GRPO's loss; see ``PENALISED``.
     ``prompt`` and ``vocabulary`` are options of ``TextGrid``. A drawn map (``map``) and every token (``full``) take
     more steps, see ``LONGER``, and the latter a start that has seen random walks, see ``WALKING_ABOUT``.
+
+    Raises:
+        ValueError: ``beta`` beside a drawn map or every token, for which there is no setting.
     """
+    if beta > 0 and (prompt, vocabulary) != ("coordinate", "moves"):
+        raise ValueError(f"beta {beta:g} with prompt {prompt!r}, vocabulary {vocabulary!r}: only coordinate and moves")
     task = TextGrid(map, horizon=5, prompt=prompt, vocabulary=vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()

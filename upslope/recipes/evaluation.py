@@ -82,6 +82,7 @@ def evaluate(
     tools: Any = None,
     max_turns: int = 4,
     budget: int | None = None,
+    sandbox: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer up to ``prompts`` prompts of a split and score them with the task's or the user's reward: a function, a
@@ -94,6 +95,7 @@ def evaluate(
 
     With ``tools`` (functions, or ``path/to/file.py:function``) the model may call them, in up to ``max_turns`` messages
     of ``max_new_tokens`` each and ``budget`` tokens in all, as a recipe's ``episode`` says; its last message is scored.
+    ``sandbox`` is for tools that run what the model writes.
 
     Raises:
         InputError: as a training run's rows, reward and model.
@@ -125,7 +127,8 @@ def evaluate(
     try:
         if tools is not None:
             tools, functions = name_tools(tools)
-            episode = EpisodeSection.model_validate({"tools": tools, "max_turns": max_turns, "budget": budget})
+            limits = {"max_turns": max_turns, "budget": budget, "sandbox": sandbox}
+            episode = EpisodeSection.model_validate({"tools": tools, **limits})
     except ValidationError as error:
         raise InputErrors([_argument(fault, "tools") for fault in error.errors()]) from None
     check_models(scoring)

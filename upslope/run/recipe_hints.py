@@ -55,6 +55,9 @@ _EVALUATION = Foreign((), "evaluations give the loss (SFT) and the reward's mean
 _COMMAND = Foreign((), "each command does one thing; `upslope eval` is the one that evaluates")
 _NO_LOSS = Foreign((), "the losses are the clipped surrogate of a token and of a sequence; see grpo.ratio")
 _REFERENCE = Foreign((), "they are computed once, before the first step, always")
+_BONUS = Foreign(
+    ("ppo.entropy_decay", "grpo.entropy_decay"), "the weight of the entropy bonus stays, or falls on a line"
+)
 _DPO_LOSS = Foreign(("dpo.loss",), "sigmoid or ipo, without variants")
 _SAME_REFERENCE = Foreign((), "the reference is the starting policy and stays so")
 _NO_COMPILE = Foreign((), "the networks are run as they are")
@@ -324,12 +327,9 @@ _PREFIXES: dict[str, Foreign] = {
     "ref_model_": _SAME_REFERENCE,
     "f_divergence": _DPO_LOSS,
     "f_alpha": _DPO_LOSS,
-    "entropy_": Foreign(
-        ("ppo.entropy_decay", "grpo.entropy_decay"), "the weight of the entropy bonus stays, or falls on a line"
-    ),
-    "use_adaptive_entropy": Foreign(
-        ("ppo.entropy_decay", "grpo.entropy_decay"), "the weight of the entropy bonus stays, or falls on a line"
-    ),
+    "entropy_coef_": _BONUS,
+    "entropy_target": _BONUS,
+    "use_adaptive_entropy": _BONUS,
     "transformers_": _NO_VLLM,
     "torch_": _NO_COMPILE,
     "trackio_": Foreign(("report_to",), "trackio's own environment variables apply"),

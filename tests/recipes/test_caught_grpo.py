@@ -24,12 +24,12 @@ SAMPLED = torch.tensor([[-1.1, -2.0, -0.4]], dtype=F64)
 ENTROPY = torch.tensor([[0.3, 0.2, 0.1]], dtype=F64)
 
 
-def told(first: bool, kl_coef: float, step: int = 0, **bonus: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def told(first: bool, kl_coef: float, *step: int, **bonus: Any) -> tuple[Tensor, dict[str, Tensor]]:
     settings = GrpoSection(kl_coef=kl_coef, **bonus)
     recipe = GrpoRecipe(data=DataSection(task="arithmetic"), grpo=settings, train=TrainSection(steps=4))
     mask = torch.ones(1, 3, dtype=torch.bool)
     goal = grpo.GrpoTargets(mask, torch.ones(1, 3, dtype=F64), SAMPLED, OLD, REF)
-    return grpo.make_loss(recipe, first, step)(PolicyEvaluation(NEW, ENTROPY), goal)
+    return grpo.make_loss(recipe, first, *step)(PolicyEvaluation(NEW, ENTROPY), goal)
 
 
 def k3(samples_of: Tensor, other: Tensor) -> Tensor:
@@ -50,10 +50,12 @@ def test_a_later_update_tells_entropy_clip_and_its_distance_from_the_old_policy(
 
 
 @pytest.mark.parametrize(
-    ("decay", "step", "weight"), [("constant", 3, 0.4), ("linear", 0, 0.4), ("linear", 1, 0.3), ("linear", 3, 0.1)]
+    ("decay", "step", "weight"),
+    [("constant", (3,), 0.4), ("linear", (), 0.4), ("linear", (0,), 0.4), ("linear", (1,), 0.3), ("linear", (3,), 0.1)],
 )
-def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: int, weight: float) -> None:
-    per_token, metrics = told(False, 0.0, step, entropy_coef=0.4, entropy_decay=decay)
+def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: tuple[int, ...], weight: float) -> None:
+    """Without a step it is the first."""
+    per_token, metrics = told(False, 0.0, *step, entropy_coef=0.4, entropy_decay=decay)
     surrogate = -torch.minimum((NEW - OLD).exp(), torch.tensor(1.28, dtype=F64))
     torch.testing.assert_close(per_token, surrogate - weight * ENTROPY)
     torch.testing.assert_close(metrics["entropy"], ENTROPY)  # as it is, not as it is weighed

@@ -53,13 +53,21 @@ def test_the_first_update_tells_how_far_sampler_and_learner_are_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decay", "step", "weight"), [("constant", 0, 0.4), ("constant", 3, 0.4), ("linear", 0, 0.4), ("linear", 3, 0.1)]
+    ("decay", "step", "weight"),
+    [
+        ("constant", (0,), 0.4),
+        ("constant", (3,), 0.4),
+        ("linear", (), 0.4),
+        ("linear", (0,), 0.4),
+        ("linear", (3,), 0.1),
+    ],
 )
-def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: int, weight: float) -> None:
+def test_the_entropy_bonus_stays_or_falls_on_a_line(decay: str, step: tuple[int, ...], weight: float) -> None:
+    """Without a step it is the first."""
     settings = {"ppo": {"entropy_coef": 0.4, "entropy_decay": decay}, "train": {"steps": 4}}
     recipe = PpoRecipe.model_validate({"data": {"task": "arithmetic"}, **settings})
     goal = ppo.PpoTargets(torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=F64), ZERO, ZERO, OLD, SAMPLED)
-    per_token, _ = ppo.policy_loss(recipe, False, step)(PolicyEvaluation(NEW, ENTROPY), goal)
+    per_token, _ = ppo.policy_loss(recipe, False, *step)(PolicyEvaluation(NEW, ENTROPY), goal)
     surrogate = -torch.minimum((NEW - OLD).exp(), torch.tensor(1.2, dtype=F64))
     torch.testing.assert_close(per_token, surrogate - weight * ENTROPY)
 

@@ -35,6 +35,18 @@ def test_what_means_nothing_is_stored_as_0(made: Any) -> None:
     assert mdp.reward.tolist() == [[-1.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.parametrize(("row", "certain"), [([0.0, 1.0], True), ([1.0, 0.0], True), ([0.25, 0.75], False)])
+def test_a_world_is_deterministic_if_every_action_leads_to_one_state_for_certain(
+    row: list[float], certain: bool
+) -> None:
+    chances = torch.tensor([[[1.0, 0.0], row], [[0.0, 0.0]] * 2], dtype=F64)
+    reward = torch.zeros(2, 2, dtype=F64)
+    assert Mdp(chances, reward, TERMINAL).deterministic is certain
+    successor = torch.arange(2).expand(2, 2, 2)
+    assert SparseMdp(successor, chances, reward, TERMINAL).deterministic is certain
+    assert dense().deterministic and sparse().deterministic  # what means nothing does not count
+
+
 @pytest.mark.parametrize("made", [dense, sparse])
 @pytest.mark.parametrize(("chance", "reward"), [(torch.float32, F64), (F64, torch.float32)])
 def test_both_are_stored_in_the_finer_of_their_types(made: Any, chance: torch.dtype, reward: torch.dtype) -> None:

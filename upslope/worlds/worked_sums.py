@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 _EQUATION = re.compile(r"(\d+) \+ (\d+) = (\d+)")
 STEPS = 3
-SLIPS = ("ones", "tens", "last", "misread", "stop early", "bare")
+SLIPS = ("ones", "tens", "last", "misread", "stop early", "bare", "go on")
 """What goes wrong in an answer: a false sum of the ones, of the tens, or at the end; a digit of the question read
-wrong; no last step; nothing but the number."""
+wrong; no last step; nothing but the number; further steps behind the last one, which pairs without them would leave
+free: a policy fills its answers with them."""
 OFF = (1, -1, 2, 10, -10)
 CHOSEN_SLIPS = (0.7, 0.25, 0.05)
 """Probabilities of no, one and two slips in the answer that is drawn first; the other one has one to three."""
@@ -116,8 +117,13 @@ def slipped(a: int, b: int, draw: np.random.Generator, slips: int) -> str:
         a = 10 * (a // 10) + (a + 1 + int(draw.integers(9))) % 10
     ones = abs(a % 10 + b % 10 + off.get("ones", 0))
     tens = a // 10 * 10 + b // 10 * 10 + 10 * _sign(off.get("tens", 0))
-    whole = _written(a, b, ones, tens, off.get("last", 0))
-    return whole.rpartition(", ")[0] if "stop early" in kinds else whole
+    text = _written(a, b, ones, tens, off.get("last", 0))
+    if "stop early" in kinds:
+        text = text.rpartition(", ")[0]
+    for _ in range(int(draw.integers(1, 4)) if "go on" in kinds else 0):
+        total, more = int(text.rpartition(" ")[2]), int(draw.integers(1, 10)) * (1, 10)[int(draw.integers(2))]
+        text += (", ", "\n")[int(draw.integers(2))] + f"{total} + {more} = {total + more}"
+    return text
 
 
 def _written(a: int, b: int, ones: int, tens: int, off: int) -> str:

@@ -128,7 +128,8 @@ def main() -> None:
                   "eval_prompts": plan.evaluated},
     }, seed)  # fmt: skip
     ppo = {
-        "model": start, "reward": [{"model": str(reward / "model"), "missing_eos_penalty": 1.0}, RIGHT], "sampling": {"max_new_tokens": TOKENS},
+        "model": start, "sampling": {"max_new_tokens": TOKENS},
+        "reward": [{"model": str(reward / "model"), "missing_eos_penalty": 1.0}, RIGHT],
         "train": {"steps": plan.ppo, "prompts": plan.prompts, "eval_every": plan.every, "eval_prompts": plan.evaluated},
     }  # fmt: skip
     runs = {"SFT": sft, "PPO": train("ppo", out / "ppo", {**ppo, "optim": {"lr": 1e-5, **falling}}, seed)}

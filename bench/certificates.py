@@ -68,9 +68,7 @@ def main() -> None:
         for name, text in maps.items():
             for seed in chosen.seeds:
                 folder = None if chosen.out is None else chosen.out / name.replace(" ", "-")
-                found = certify_training(
-                    kind, seed, text, chosen.beta, folder, chosen.prompt, chosen.vocabulary
-                )  # fmt: skip
+                found = certify_training(kind, seed, text, chosen.beta, folder, chosen.prompt, chosen.vocabulary)
                 print(told(found, name), flush=True)
                 done.append(found)
                 setting = {"map": name, "prompt": chosen.prompt, "vocabulary": chosen.vocabulary}

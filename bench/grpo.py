@@ -9,8 +9,9 @@ Work of a step: ``--prompts`` x ``--samples`` completions of at most ``--tokens`
 step, AdamW, lr 1e-6, reward = share of digits in the completion. ``--forced``: all completions have exactly that length
 (both sides get plain prompts, whose end nobody marks, and a copy of the model whose end token never comes). TRL runs
 twice: at its defaults (float32 weights under bfloat16 autocast, gradient checkpointing) and tuned (bfloat16 weights, no
-checkpointing). In both the generation batch is the whole step, and what learns at once 16 completions: 64 of 96 tokens
-took it more than 20 GB. Medians over ``--rounds`` steps after the first; JSON on the last line.
+checkpointing). In both the generation batch is the whole step, and 16 completions learn at once: with 64 of 96 tokens
+the tuned one was killed on 24 GB, beside the other two. Medians over ``--rounds`` steps after the first; JSON on the
+last line.
 """
 
 from __future__ import annotations

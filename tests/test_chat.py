@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests import talk_support as talk
 from tests import tools_for_tests as mine
 from upslope import chat
+from upslope.cli import app
 from upslope.errors import InputError
 from upslope.models import loading
+from upslope.recipes import conversations, evaluation
 from upslope.rollout.sampler import InProcessSampler
 from upslope.text.rendering import Renderer
 from upslope.types import Message
+from upslope.worlds import isolation
 
 ADD = f"{mine.__file__}:add"
 
@@ -107,6 +111,27 @@ def test_a_conversation_with_tools_may_fill_the_context(seat: Seat, tmp_path: Pa
             continue
         filled += 1
     assert filled and max(map(len, seat.asked)) < 48
+
+
+@pytest.mark.parametrize("command", ["chat", "eval --task arithmetic --prompts 1"])
+@pytest.mark.parametrize("sandbox", [False, True])
+def test_tools_have_a_recipes_memory_limit_and_a_sandbox_on_demand(
+    seat: Seat, model: Path, command: str, sandbox: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sandbox and isolation.isolation().sandbox:
+        pytest.skip(isolation.isolation().sandbox)
+    opened = []
+
+    def noted(section: Any, given: Any, memory_mb: Any, *more: Any) -> Any:
+        opened.append((section.sandbox, memory_mb))
+        return conversations.open_tools(section, given, memory_mb, *more)
+
+    monkeypatch.setattr(chat, "open_tools", noted)
+    monkeypatch.setattr(evaluation, "open_tools", noted)
+    name, *given = command.split()
+    given += ["--tools", ADD, "--device", "cpu", "--max-new-tokens", "4", *["--sandbox"] * sandbox]
+    found = CliRunner().invoke(app, [name, str(model), *given])
+    assert found.exit_code == 0 and opened == [(sandbox, 4096)], found.output
 
 
 def test_a_tool_that_is_not_there_is_said_before_the_model_is_read(seat: Seat) -> None:

@@ -37,6 +37,13 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[KEY=VALUE]...", help="Override recipe keys, e.g. optim.lr=1e-5 train.steps=50"),
 ]
+Tools = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="file.py:function that the model may call; may be given several times."),
+]
+Sandbox = Annotated[
+    bool, typer.Option("--sandbox", help="With tools: they run what the model writes, so wall them in.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run that the folder holds, and start anew.")]
 Allow = Annotated[
@@ -102,18 +109,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
     system_prompt: Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")] = None,  # noqa: UP045
     on_bad_row: Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")] = "error",
-    tools: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="file.py:function that the model may call; may be given several times."),
-    ] = None,
+    tools: Tools = None,
     max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that the model may write.")] = 4,
     budget: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="With tools: tokens after the prompt, results among them."),
     ] = None,
-    sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="The tools run what the model writes: wall them in.")
-    ] = False,
+    sandbox: Sandbox = False,
     seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
@@ -129,8 +131,7 @@ def evaluate(
         found = api.evaluate(
             model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
             max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
-            on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
-            sandbox=sandbox,
+            on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget, sandbox=sandbox,
         )  # fmt: skip
     except InputError as error:
         mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
@@ -165,14 +166,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     device: Annotated[str, typer.Option()] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    tools: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="file.py:function that the model may call; may be given several times."),
-    ] = None,
+    tools: Tools = None,
     max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that an answer may take.")] = 4,
-    sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="The tools run what the model writes: wall them in.")
-    ] = False,
+    sandbox: Sandbox = False,
 ) -> None:
     """Talk with a model. An empty line ends the conversation."""
     from upslope.chat import converse

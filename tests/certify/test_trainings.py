@@ -74,6 +74,13 @@ def test_drawn_maps_and_every_token_take_more_steps(
     assert recipe["model"]["name"] == (str(before[0] / "model") if before else "text-grid-tiny-3")
 
 
+@pytest.mark.parametrize(("prompt", "vocabulary"), [("map", "moves"), ("coordinate", "full")])
+def test_a_penalty_beside_a_drawn_map_or_every_token_is_refused(prompt: str, vocabulary: str) -> None:
+    """Their net begins elsewhere, or trains for longer: what is measured would be held against the wrong start."""
+    with pytest.raises(ValueError, match="only coordinate and moves"):
+        certify_training("ppo", 0, beta=1.0, prompt=prompt, vocabulary=vocabulary)
+
+
 def test_what_passes() -> None:
     base = {"kind": "ppo", "seed": 0, "map": "4x4", "mean": 0.0, "critic_rmse": None, "seconds": 1.0}
     assert Certificate(beta=0.0, worst=0.049, kl=None, own_kl=None, **base).passed  # type: ignore[arg-type]

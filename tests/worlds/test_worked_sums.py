@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
 from upslope.worlds.arithmetic import Arithmetic
 from upslope.worlds.task import load_task
-from upslope.worlds.worked_sums import WorkedSums, faults, question, right_sum, work
+from upslope.worlds.worked_sums import STEPS, WorkedSums, faults, question, right_sum, work
 
 RIGHT = "7 + 8 = 15, 40 + 30 = 70, 70 + 15 = 85"
 
@@ -62,6 +63,21 @@ def test_every_pair_prefers_fewer_faults_and_every_prompt_has_one() -> None:
     wrong = sum(right_sum([], [pair.chosen], [str(a + b)])[0] == 0 for pair, (a, b) in zip(pairs, numbers, strict=True))
     bare = sum(pair.rejected == str(a + b) for pair, (a, b) in zip(pairs, numbers, strict=True))
     assert wrong > 100 and bare > 500  # the rule and the sum disagree often enough to be told apart
+
+
+def test_answers_that_go_on_are_among_the_pairs_each_step_true_and_a_fault() -> None:
+    """A reward model that never saw one would leave a policy free to fill its answers with steps."""
+    long = 0
+    for pair, (a, b) in zip(WorkedSums().pairs("train"), Arithmetic().numbers("train"), strict=True):
+        steps = re.split(", |\n", pair.rejected)
+        for step in steps[STEPS:]:
+            left, right, said = map(int, re.findall(r"\d+", step))
+            assert left + right == said
+        if len(steps) > STEPS:
+            assert faults(pair.rejected, a, b) >= len(steps) - STEPS
+            long += 1
+            assert len(steps) <= STEPS + 3
+    assert long > 500
 
 
 def test_pairs_depend_on_the_seed_alone_and_splits_share_no_prompt() -> None:

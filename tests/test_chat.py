@@ -19,7 +19,7 @@ from upslope import chat
 from upslope.cli import app
 from upslope.errors import InputError
 from upslope.models import loading
-from upslope.recipes import conversations, evaluation
+from upslope.recipes import answering, conversations
 from upslope.rollout.sampler import InProcessSampler
 from upslope.text.rendering import Renderer
 from upslope.types import Message
@@ -127,7 +127,7 @@ def test_tools_have_a_recipes_memory_limit_and_a_sandbox_on_demand(
         return conversations.open_tools(section, given, memory_mb, *more)
 
     monkeypatch.setattr(chat, "open_tools", noted)
-    monkeypatch.setattr(evaluation, "open_tools", noted)
+    monkeypatch.setattr(answering, "open_tools", noted)
     name, *given = command.split()
     given += ["--tools", ADD, "--device", "cpu", "--max-new-tokens", "4", *["--sandbox"] * sandbox]
     found = CliRunner().invoke(app, [name, str(model), *given])

@@ -36,6 +36,7 @@ COMMANDS = [
     "ppo",
     "grpo",
     "eval",
+    "pairs",
     "chat",
     "report",
     "grid",
@@ -57,7 +58,8 @@ def test_every_command_has_help(desk: Desk, command: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["gprpo", "recipe.yaml"], ["eval"], ["eval", "m", "--taks", "arithmetic"], ["chat", "m", "--seed", "minus"],
-     ["eval", "m"], ["eval", "m", "--task", "arithmetic", "--data", "rows.jsonl"], ["grpo", "nowhere.yaml"],
+     ["eval", "m"], ["eval", "m", "--task", "arithmetic", "--data", "rows.jsonl"], ["pairs", "m", "p.jsonl"],
+     ["pairs", "m", "--task", "arithmetic"], ["grpo", "nowhere.yaml"],
      ["grpo", "recipe.yaml", "--resume", "--overwrite"], ["report", "nowhere"], ["chat", "nowhere"]],
     ids=" ".join,
 )  # fmt: skip

@@ -24,6 +24,7 @@ from upslope.api import (
     merge,
     ppo,
     reward_model,
+    sample_pairs,
     sft,
     solve,
 )
@@ -31,5 +32,5 @@ from upslope.api import (
 __version__ = "0.1.0"
 __all__ = [
     "FinishedRun", "check", "dpo", "draw", "evaluate", "grid", "gridworld", "grpo", "merge", "ppo", "reward_model",
-    "sft", "solve",
+    "sample_pairs", "sft", "solve",
 ]  # fmt: skip

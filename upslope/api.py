@@ -21,6 +21,7 @@ from upslope.run.recipe import Loaded, build, load
 if TYPE_CHECKING:
     from upslope.checkup.facts import Checkup
     from upslope.recipes.evaluation import Evaluation
+    from upslope.recipes.sampled_pairs import SampledPairs
     from upslope.run.session import Listener
     from upslope.types import GridTraining
     from upslope.worlds.grid_truth import Exact
@@ -103,6 +104,17 @@ def evaluate(model: str, **keywords: Any) -> Evaluation:
     from upslope.recipes.evaluation import evaluate as score
 
     return score(model, **keywords)
+
+
+def sample_pairs(model: str, out: str | Path, **keywords: Any) -> SampledPairs:
+    """Preferences from a model's own answers: ``sample_pairs("runs/x/model", "pairs.jsonl", data=..., reward=...)``.
+
+    Several answers to each prompt, the best and the worst of them, by the reward, as rows for ``reward_model`` and
+    ``dpo``. See ``upslope.recipes.sampled_pairs.sample_pairs`` for the keywords and the result.
+    """
+    from upslope.recipes.sampled_pairs import sample_pairs as write
+
+    return write(model, out, **keywords)
 
 
 def merge(adapter: str | Path, out: str | Path, dtype: str = "auto") -> Path:

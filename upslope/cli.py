@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -37,6 +38,23 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[KEY=VALUE]...", help="Override recipe keys, e.g. optim.lr=1e-5 train.steps=50"),
 ]
+Model = Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")]
+Task = Annotated[Optional[str], typer.Option(help="A built-in task, e.g. arithmetic.")]  # noqa: UP045
+Data = Annotated[Optional[str], typer.Option(help="Your rows.")]  # noqa: UP045
+Reward = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="file.py:function or '{builtin: numeric}', as in a recipe; given several times: their sum."),
+]
+Columns = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(metavar="OURS=YOURS", help="As data.columns, e.g. prompt=question; may be given several times."),
+]
+Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
+Split = Annotated[str, typer.Option(help="heldout, train or all")]
+SystemPrompt = Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")]  # noqa: UP045
+OnBadRow = Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")]
+Seed = Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Tools = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(help="file.py:function that the model may call; may be given several times."),
@@ -93,22 +111,16 @@ for _kind in TRAININGS:
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
-    task: Annotated[Optional[str], typer.Option(help="A built-in task, e.g. arithmetic.")] = None,  # noqa: UP045
-    data: Annotated[Optional[str], typer.Option(help="Your rows.")] = None,  # noqa: UP045
-    reward: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="file.py:function or '{builtin: numeric}', as in a recipe; given several times: their sum."),
-    ] = None,
-    columns: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="OURS=YOURS", help="As data.columns, e.g. prompt=question; may be given several times."),
-    ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 512,
+    model: Model,
+    task: Task = None,
+    data: Data = None,
+    reward: Reward = None,
+    columns: Columns = None,
+    prompts: Prompts = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    split: Annotated[str, typer.Option(help="heldout, train or all")] = "heldout",
-    system_prompt: Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")] = None,  # noqa: UP045
-    on_bad_row: Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")] = "error",
+    split: Split = "heldout",
+    system_prompt: SystemPrompt = None,
+    on_bad_row: OnBadRow = "error",
     tools: Tools = None,
     max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that the model may write.")] = 4,
     budget: Annotated[
@@ -116,30 +128,69 @@ def evaluate(
         typer.Option(min=1, help="With tools: tokens after the prompt, results among them."),
     ] = None,
     sandbox: Sandbox = False,
-    seed: Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
 ) -> None:
     """Score a model on held-out prompts, greedy and sampled, with 95 % intervals."""
     from upslope.views.scores import print_evaluation
 
-    if (task is None) == (data is None):
-        raise InputError(
-            "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
-        )
-    try:
+    with _one_source(task, data):
         found = api.evaluate(
             model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
             max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
             on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget, sandbox=sandbox,
         )  # fmt: skip
+    print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
+
+
+@app.command()
+def pairs(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="PAIRS", help="The file to write, e.g. pairs.jsonl.")],
+    task: Task = None,
+    data: Data = None,
+    reward: Reward = None,
+    columns: Columns = None,
+    prompts: Prompts = 1024,
+    samples: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    split: Split = "train",
+    system_prompt: SystemPrompt = None,
+    on_bad_row: OnBadRow = "error",
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over the file if it is there.")] = False,
+    show: Annotated[int, typer.Option(min=0, max=5, help="Print so many pairs.")] = 2,
+) -> None:
+    """Preferences from a model's own answers: the best and the worst of several, for reward and dpo."""
+    from upslope.views.scores import counting, print_pairs
+
+    with _one_source(task, data), counting("prompts") as progress:
+        found = api.sample_pairs(
+            model, out, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
+            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, split=split,
+            system_prompt=system_prompt, seed=seed, device=device, on_bad_row=on_bad_row, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    print_pairs(found, show)
+
+
+@contextlib.contextmanager
+def _one_source(task: str | None, data: str | None) -> Iterator[None]:
+    """Exactly one of --task and --data; and columns are mapped by an option, for there is no recipe here."""
+    if (task is None) == (data is None):
+        raise InputError(
+            "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
+        )
+    try:
+        yield
     except InputError as error:
         mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
         if mapped is None:
             raise
-        # There is no recipe here that could map a column.
         raise InputError(error.where, error.problem, f"give --columns {mapped[1]}={mapped[2]}") from None
-    print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:
@@ -159,7 +210,7 @@ def _reward(given: list[str] | None) -> Any:
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or smollm2-135m-instruct.")],
+    model: Model,
     system_prompt: Annotated[Optional[str], typer.Option()] = None,  # noqa: UP045
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.95,

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from upslope.views.numbers import percent
 from upslope.views.safe_text import clean
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """What is shown of pairs; ``recipes.sampled_pairs.SampledPairs`` is one."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def answers(self) -> int: ...
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def equal(self) -> int: ...
+    @property
+    def left_out(self) -> int: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def chosen(self) -> float: ...
+    @property
+    def rejected(self) -> float: ...
+    @property
+    def longer(self) -> float: ...
+    @property
+    def first(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 @runtime_checkable
@@ -59,3 +91,32 @@ def print_evaluation(model: str, scores: Mapping[str, Scored], prompts: Sequence
         number = "none" if reward is None else f"{reward:.2f}"
         text = f"{number:>6}  {clean(prompt, 60)}  ->  {clean(completion, 100)}"
         console.print(Text(text), soft_wrap=True)
+
+
+def print_pairs(found: Paired, show: int) -> None:
+    """How many pairs there are and from what, the mean rewards of their sides, and the first of them."""
+    console = Console(emoji=False, highlight=False)
+    lines = [
+        f"{found.pairs:,} pairs from {found.answers:,} answers to {found.prompts:,} prompts  ->  {found.path}",
+        f"mean reward  chosen {found.chosen:.3f}  rejected {found.rejected:.3f}  all answers {found.mean:.3f}",
+        f"the chosen answer is the longer one in {percent(found.longer)} of the pairs",
+    ]
+    if found.equal:
+        lines.append(f"{found.equal:,} prompts gave none: their answers are worth the same")
+    if found.left_out:
+        lines.append(f"{found.left_out:,} answers were left out: the length limit cut them, or they are empty")
+    for row in found.first[:show]:
+        lines += ["", clean(str(row["prompt"]), 120)]
+        lines += [f"{row[f'{side}_reward']:8.2f}  {clean(str(row[side]), 120)}" for side in ("chosen", "rejected")]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that a function of (done, all) moves, where somebody watches."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)

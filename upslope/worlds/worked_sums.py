@@ -107,6 +107,12 @@ def faults(text: str, a: int, b: int) -> int:
     return count
 
 
+def few_faults(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
+    """Minus the faults in the work: the rule as a reward, to make pairs of a model's own answers (`upslope pairs`)."""
+    asked = [re.findall(r"\d+", str(prompt))[:2] for prompt in prompts]
+    return [-float(faults(str(text), int(a), int(b))) for text, (a, b) in zip(completions, asked, strict=True)]
+
+
 def slipped(a: int, b: int, draw: np.random.Generator, slips: int) -> str:
     """An answer in which ``slips`` things go wrong; what follows a slip is reckoned from it."""
     kinds = [SLIPS[int(place)] for place in draw.choice(len(SLIPS), slips, replace=False)]

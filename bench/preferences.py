@@ -1,11 +1,14 @@
-"""The classical path on real text: SFT, preferences, a reward model, PPO; DPO beside it; and is the reward hacked?
+"""The classical path on real text: SFT, pairs, a reward model, PPO; DPO beside it; and is the reward hacked?
 
-    python bench/preferences.py --out runs/preferences                # about 25 minutes on two cores
+    python bench/preferences.py --out runs/preferences                # about 30 minutes on two cores
     python bench/preferences.py --out runs/preferences-quick --quick  # a few minutes: to see that it runs
 
-SmolLM2-135M-Instruct learns to add with the work shown (task ``worked-sums``). Its preferences come from a rule that
-counts faults in the work and never looks at the sum. The reward model learns the rule from pairs; PPO and DPO start at
-the same SFT model. Beside the reward model's score stands what it was never shown: whether the last number is the sum.
+SmolLM2-135M-Instruct learns to add with the work shown (task ``worked-sums``). The SFT model answers each of some
+training prompts several times; of its answers the one with fewer faults in the work is better, by a rule that never
+looks at the sum. The reward model learns the rule from these pairs; PPO and DPO start at the same SFT model. Beside the
+reward model's score stands what it was never shown: whether the last number is the sum.
+
+``--pairs rule`` takes the task's own pairs in their place, whose slips are drawn by rule and not made by the model.
 ``--hack`` adds PPO without a KL penalty at five times the rate, to see the two come apart.
 
 Prints how both develop, and a table of all models on the same held-out prompts; writes preferences.json.
@@ -29,14 +32,16 @@ from upslope.run.recipe import build
 from upslope.worlds.worked_sums import faults
 
 MODEL, TASK, TOKENS = "smollm2-135m-instruct", "worked-sums", 48
+RULE = "upslope.worlds.worked_sums:few_faults"
 RIGHT = {"builtin": "numeric", "weight": 0, "name": "right_sum"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of each training, prompts of a step, and held-out prompts of the table."""
+    """Steps of each training, prompts of a step, prompts that are asked for pairs, and held-out ones of the table."""
 
-    sft: int = 12
+    sft: int = 18
+    asked: int = 2048
     reward: int = 60
     pairs: int = 32
     ppo: int = 15
@@ -46,7 +51,21 @@ class Plan:
     every: int = 5
 
 
-QUICK = Plan(sft=10, reward=30, pairs=16, ppo=6, prompts=32, dpo=20, evaluated=64, every=3)
+QUICK = Plan(asked=256, reward=30, pairs=16, ppo=6, prompts=32, dpo=20, evaluated=64, every=3)
+
+
+def own_pairs(model: str, out: Path, plan: Plan, seed: int) -> dict[str, Any]:
+    """Pairs of a model's own answers in ``out``, and what is known of them; made unless they are there."""
+    known = out.with_suffix(".json")
+    if not known.is_file():
+        begun = time.perf_counter()
+        found = api.sample_pairs(
+            model, out, task=TASK, reward=RULE, prompts=plan.asked, max_new_tokens=TOKENS, seed=seed, overwrite=True
+        )
+        facts = {name: getattr(found, name) for name in ("prompts", "answers", "pairs", "left_out", "mean", "longer")}
+        known.write_text(json.dumps({**facts, "seconds": time.perf_counter() - begun}))
+    told: dict[str, Any] = json.loads(known.read_text())
+    return told
 
 
 def train(kind: str, out: Path, keys: dict[str, Any], seed: int) -> Path:
@@ -111,6 +130,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=MODEL, help="the model to begin with")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--pairs", choices=("own", "rule"), default="own", help="whose answers the pairs are")
     parser.add_argument("--hack", action="store_true", help="PPO without a KL penalty, at five times the rate, too")
     chosen = parser.parse_args()
     plan, out, seed = QUICK if chosen.quick else Plan(), chosen.out, chosen.seed
@@ -122,8 +142,10 @@ def main() -> None:
         "sampling": {"max_new_tokens": TOKENS},
     }, seed)  # fmt: skip
     start = str(sft / "model")
+    made = own_pairs(start, out / "pairs.jsonl", plan, seed) if chosen.pairs == "own" else {}
+    pairs = {"data": {"path": str(out / "pairs.jsonl")}} if made else {}
     reward = train("reward", out / "reward", {
-        "model": start, "optim": {"lr": 5e-5, **falling},
+        **pairs, "model": start, "optim": {"lr": 5e-5, **falling},
         "train": {"steps": plan.reward, "prompts": plan.pairs, "eval_every": plan.reward // 3,
                   "eval_prompts": plan.evaluated},
     }, seed)  # fmt: skip
@@ -134,13 +156,15 @@ def main() -> None:
     }  # fmt: skip
     runs = {"SFT": sft, "PPO": train("ppo", out / "ppo", {**ppo, "optim": {"lr": 1e-5, **falling}}, seed)}
     runs["DPO"] = train("dpo", out / "dpo", {
-        "model": start, "optim": {"lr": 2e-6, **falling}, "sampling": {"max_new_tokens": TOKENS},
+        **pairs, "model": start, "optim": {"lr": 2e-6, **falling}, "sampling": {"max_new_tokens": TOKENS},
         "train": {"steps": plan.dpo, "prompts": 16, **quiet},
     }, seed)  # fmt: skip
     if chosen.hack:
         free = {**ppo, "optim": {"lr": 5e-5}, "ppo": {"kl_coef": 0.0, "target_kl": None, "critic_lr": 5e-5}}
         runs["PPO, no KL, 5x rate"] = train("ppo", out / "ppo-free", free, seed)
     judge = [row for row in read_metrics(reward / "metrics.jsonl") if "eval/accuracy" in row]
+    if made:
+        print("\n{pairs} pairs from {answers} answers to {prompts} prompts in {seconds:.0f} s".format(**made))
     print("\nReward model on held-out pairs")
     for row in judge:
         print(f"  step {row['step']:3d}  loss {row['eval_loss']:.3f}  accuracy {row['eval/accuracy']:.3f}  "
@@ -159,7 +183,7 @@ def main() -> None:
         right = "{right_sum:.1%} ({low:.1%}-{high:.1%}) | {sampled_right:.1%}".format(**row)
         rest = "{no_fault:.1%} | {faults:.2f} | {score:.2f} | {training_s:.0f} s".format(**row)
         print(f"| {name} | {right} | {rest} |", flush=True)
-    found = {"rows": rows, "reward_model": judge, "reward_training_s": seconds(reward),
+    found = {"rows": rows, "pairs": made, "reward_model": judge, "reward_training_s": seconds(reward),
              "course": {name: course(run) for name, run in runs.items() if name.startswith("PPO")},
              "wall_s": time.perf_counter() - begun, "plan": vars(plan), "seed": seed}  # fmt: skip
     (out / "preferences.json").write_text(json.dumps(found, indent=1))

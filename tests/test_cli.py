@@ -103,6 +103,9 @@ def test_eval_scores_and_shows_answers(desk: Desk) -> None:
     code, out, err = desk.upslope("eval", str(desk.models / "chat"), *arguments, "--show", "2")
     assert code == 0, err
     assert "greedy" in out and "sampled" in out and "say " in out
+    arguments[arguments.index("--split") : arguments.index("--split") + 2] = ["--heldout", "3"]
+    code, out, err = desk.upslope("eval", str(desk.models / "chat"), *arguments)
+    assert code == 0 and re.findall(r"^(?:greedy|sampled) .* (\d+)$", out, re.MULTILINE) == ["3", "3"], out + err
 
 
 @pytest.mark.parametrize(

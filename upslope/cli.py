@@ -51,6 +51,9 @@ Columns = Annotated[
 ]
 Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
 Split = Annotated[str, typer.Option(help="heldout, train or all")]
+Heldout = Annotated[
+    float, typer.Option(min=0, help="As the recipe's data.heldout: a share below 1, or a number of rows.")
+]
 SystemPrompt = Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")]  # noqa: UP045
 OnBadRow = Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")]
 Seed = Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")]
@@ -119,6 +122,7 @@ def evaluate(
     prompts: Prompts = 512,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     split: Split = "heldout",
+    heldout: Heldout = 0.1,
     system_prompt: SystemPrompt = None,
     on_bad_row: OnBadRow = "error",
     tools: Tools = None,
@@ -138,8 +142,9 @@ def evaluate(
     with _one_source(task, data):
         found = api.evaluate(
             model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
-            max_new_tokens=max_new_tokens, split=split, system_prompt=system_prompt, seed=seed, device=device,
-            on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget, sandbox=sandbox,
+            max_new_tokens=max_new_tokens, split=split, heldout=heldout, system_prompt=system_prompt, seed=seed,
+            device=device, on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
+            sandbox=sandbox,
         )  # fmt: skip
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
 
@@ -157,6 +162,7 @@ def pairs(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
     split: Split = "train",
+    heldout: Heldout = 0.1,
     system_prompt: SystemPrompt = None,
     on_bad_row: OnBadRow = "error",
     seed: Seed = 0,
@@ -170,7 +176,7 @@ def pairs(
     with _one_source(task, data), counting("prompts") as progress:
         found = api.sample_pairs(
             model, out, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
-            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, split=split,
+            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, split=split, heldout=heldout,
             system_prompt=system_prompt, seed=seed, device=device, on_bad_row=on_bad_row, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip

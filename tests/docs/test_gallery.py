@@ -43,6 +43,7 @@ def test_a_recipe_says_what_it_is_and_its_command_loads_it(
     needed = re.findall(r"`([^`]+)`", found.needs)
     for name in needed:
         if Path(name).suffix:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(REWARD if name.endswith(".py") else ROWS)
     monkeypatch.chdir(tmp_path)
     for line in path.read_text("utf-8").splitlines():

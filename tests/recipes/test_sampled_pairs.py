@@ -166,7 +166,7 @@ def test_the_command_asks_writes_and_shows(bench: Bench, model: str, tmp_path: P
 
     def pairs(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "upslope", "pairs", model, "out.jsonl", "--data", "rows.jsonl"]
-        settings = ["--reward", "taste.py:taste", "--split", "all", "--max-new-tokens", "24", "--device", "cpu"]
+        settings = ["--reward", "taste.py:taste", "--heldout", "2", "--max-new-tokens", "24", "--device", "cpu"]
         return subprocess.run(
             [*command, *settings, *more], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )
@@ -176,7 +176,7 @@ def test_the_command_asks_writes_and_shows(bench: Bench, model: str, tmp_path: P
     told = pairs("--columns", "prompt=question", "--samples", "8", "--show", "1")
     assert told.returncode == 0, told.stderr
     rows = rows_of(tmp_path / "out.jsonl")
-    assert f"{len(rows)} pairs from 48 answers to 6 prompts" in told.stdout and rows[0]["prompt"] in told.stdout
+    assert f"{len(rows)} pairs from 32 answers to 4 prompts" in told.stdout and rows[0]["prompt"] in told.stdout
     assert f"{rows[0]['chosen_reward']:.2f}" in told.stdout and "all answers" in told.stdout
     again = pairs("--columns", "prompt=question")
     assert again.returncode == 2 and "out.jsonl: exists already" in again.stderr and "overwrite" in again.stderr

@@ -51,29 +51,20 @@ class Answering:
         sampling = replace(self.sampling, temperature=0.0) if greedy else self.sampling
         if self.talks is None:
             said = self.sampler.sample(ids, samples, sampling, seeds)
-            shown = [[self.renderer.text(one.token_ids) for one in each] for each in said]
-            ended = [[one.stopped for one in each] for each in said]
+            ends = [[(self.renderer.text(one.token_ids), one.stopped) for one in each] for each in said]
             groups = [
-                Group(prompt, tuple(texts), tuple(one.token_ids for one in each))
-                for prompt, texts, each in zip(prompts, shown, said, strict=True)
+                Group(prompt, tuple(text for text, _ in end), tuple(one.token_ids for one in each))
+                for prompt, end, each in zip(prompts, ends, said, strict=True)
             ]
         else:
             held = self.talks.play(self.sampler, sampling, ids, samples, seeds)
-            shown = [[talk.shown for talk in each] for each in held]
-            ended = [[talk.played.terminated for talk in each] for each in held]
-            groups = [
-                Group(
-                    prompt, *(tuple(getattr(talk, name) for talk in each) for name in ("text", "token_ids", "messages"))
-                )
-                for prompt, each in zip(prompts, held, strict=True)
-            ]
+            ends = [[(talk.shown, talk.played.terminated) for talk in each] for each in held]
+            parts = [[(talk.text, talk.token_ids, talk.messages) for talk in each] for each in held]
+            groups = [Group(prompt, *zip(*each, strict=True)) for prompt, each in zip(prompts, parts, strict=True)]
         scored, _ = score_all(self.reward, groups, "stop")
         return [
-            [
-                Answer(text, score.value, stopped)
-                for text, score, stopped in zip(texts, scores or (), stops, strict=True)
-            ]
-            for texts, scores, stops in zip(shown, scored, ended, strict=True)
+            [Answer(text, score.value, stopped) for (text, stopped), score in zip(end, scores or (), strict=True)]
+            for end, scores in zip(ends, scored, strict=True)
         ]
 
 

@@ -43,7 +43,9 @@ Task = Annotated[Optional[str], typer.Option(help="A built-in task, e.g. arithme
 Data = Annotated[Optional[str], typer.Option(help="Your rows.")]  # noqa: UP045
 Reward = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option(help="file.py:function or '{builtin: numeric}', as in a recipe; given several times: their sum."),
+    typer.Option(
+        help="file.py:function or '{builtin: numeric}', as in a recipe; several: their sum; none: the task's own."
+    ),
 ]
 Columns = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -52,11 +54,14 @@ Columns = Annotated[
 Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
 Split = Annotated[str, typer.Option(help="heldout, train or all")]
 Heldout = Annotated[
-    float, typer.Option(min=0, help="As the recipe's data.heldout: a share below 1, or a number of rows.")
+    float, typer.Option(min=0, help="Of --data, as the recipe's data.heldout: a share, or a number of rows.")
 ]
 SystemPrompt = Annotated[Optional[str], typer.Option(help="As the recipe's data.system_prompt.")]  # noqa: UP045
+TooLong = Annotated[str, typer.Option(help="As the recipe's data.too_long: error, drop or truncate.")]
 OnBadRow = Annotated[str, typer.Option(help="As the recipe's data.on_bad_row: error or skip.")]
-Seed = Annotated[int, typer.Option(min=0, help="The training run's seed: it decides the split.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="The training run's seed: it decides the split, and what is drawn by chance.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
 Tools = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -124,6 +129,7 @@ def evaluate(
     split: Split = "heldout",
     heldout: Heldout = 0.1,
     system_prompt: SystemPrompt = None,
+    too_long: TooLong = "error",
     on_bad_row: OnBadRow = "error",
     tools: Tools = None,
     max_turns: Annotated[int, typer.Option(min=2, help="With tools: messages that the model may write.")] = 4,
@@ -137,14 +143,15 @@ def evaluate(
     show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 5,
 ) -> None:
     """Score a model on held-out prompts, greedy and sampled, with 95 % intervals."""
-    from upslope.views.scores import print_evaluation
+    from upslope.views.scores import counting, print_evaluation
 
-    with _one_source(task, data):
+    _one_source(task, data)
+    with _as_options(), counting("answers") as progress:
         found = api.evaluate(
             model, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
             max_new_tokens=max_new_tokens, split=split, heldout=heldout, system_prompt=system_prompt, seed=seed,
-            device=device, on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns, budget=budget,
-            sandbox=sandbox,
+            device=device, too_long=too_long, on_bad_row=on_bad_row, tools=tools or None, max_turns=max_turns,
+            budget=budget, sandbox=sandbox, progress=progress,
         )  # fmt: skip
     print_evaluation(found.model, {"greedy": found.greedy, "sampled": found.sampled}, found.prompts, show)
 
@@ -164,6 +171,7 @@ def pairs(
     split: Split = "train",
     heldout: Heldout = 0.1,
     system_prompt: SystemPrompt = None,
+    too_long: TooLong = "error",
     on_bad_row: OnBadRow = "error",
     seed: Seed = 0,
     device: Device = "auto",
@@ -173,30 +181,35 @@ def pairs(
     """Preferences from a model's own answers: the best and the worst of several, for reward and dpo."""
     from upslope.views.scores import counting, print_pairs
 
-    with _one_source(task, data), counting("prompts") as progress:
+    _one_source(task, data)
+    with _as_options(), counting("answers") as progress:
         found = api.sample_pairs(
             model, out, task=task, data=data, reward=_reward(reward), columns=_columns(columns), prompts=prompts,
             samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, split=split, heldout=heldout,
-            system_prompt=system_prompt, seed=seed, device=device, on_bad_row=on_bad_row, overwrite=overwrite,
-            progress=progress,
+            system_prompt=system_prompt, seed=seed, device=device, too_long=too_long, on_bad_row=on_bad_row,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     print_pairs(found, show)
 
 
-@contextlib.contextmanager
-def _one_source(task: str | None, data: str | None) -> Iterator[None]:
-    """Exactly one of --task and --data; and columns are mapped by an option, for there is no recipe here."""
+def _one_source(task: str | None, data: str | None) -> None:
     if (task is None) == (data is None):
         raise InputError(
             "command line", "exactly one of --task and --data is needed", "give --task arithmetic or --data rows.jsonl"
         )
+
+
+@contextlib.contextmanager
+def _as_options() -> Iterator[None]:
+    """What to do is said in options, where errors speak of a recipe's keys: there is no recipe here."""
     try:
         yield
     except InputError as error:
-        mapped = re.fullmatch(r"map it: data\.columns\.(\w+): (\S+)", error.fix)
-        if mapped is None:
+        fix = re.sub(r"map it: data\.columns\.(\w+): (\S+)", r"give --columns \1=\2", error.fix)
+        fix = re.sub(r"\b(?:data|sampling)\.(\w+):?", lambda key: "--" + key[1].replace("_", "-"), fix)
+        if fix == error.fix:
             raise
-        raise InputError(error.where, error.problem, f"give --columns {mapped[1]}={mapped[2]}") from None
+        raise InputError(error.where, error.problem, fix) from None
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:

@@ -54,6 +54,10 @@ class RewardError(InputError):
     """The user's reward function raised, hung, or returned something that is not a reward for each completion."""
 
 
+class NothingRewarded(RewardError):
+    """No reward function applies to any of the completions that it was asked about."""
+
+
 class TrainingError(UpslopeError):
     """Training cannot go on, and the numbers say why (three non-finite gradients in a row, say)."""
 

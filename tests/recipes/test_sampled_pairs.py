@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from tests.recipes.support import Bench, bench, letters, one_thread
 from upslope.errors import InputError, InputErrors
 from upslope.recipes import sampled_pairs
 from upslope.recipes.answering import Answer
-from upslope.recipes.sampled_pairs import best_and_worst
+from upslope.recipes.sampled_pairs import best_and_worst, use
 from upslope.text.preferences import to_pairs
 from upslope.worlds.worked_sums import few_faults, question, work
 
@@ -48,6 +50,9 @@ def test_the_best_and_the_worst_by_hand() -> None:
     assert best_and_worst([done(" ", 9.0), high, low]) == (high, low)  # an empty row could not be read
     assert best_and_worst([done("free", None), high, low]) == (high, low)
     assert best_and_worst([high]) is None and best_and_worst([]) is None
+    assert [use(one) for one in (low, Answer("cut", 9.0, False), done(" ", 9.0), done("free", None))] == [
+        "usable", "cut", "empty", "unscored",
+    ]  # fmt: skip
 
 
 def test_pairs_are_of_training_prompts_and_follow_the_reward(bench: Bench, model: str, tmp_path: Path) -> None:
@@ -57,7 +62,7 @@ def test_pairs_are_of_training_prompts_and_follow_the_reward(bench: Bench, model
     kept = upslope.evaluate(model, data=bench.rows, heldout=0.25, **SETTINGS).prompts
     asked = [row["prompt"] for row in rows]
     assert found.prompts == 9 and len(kept) == 3 and len(set(asked)) == len(asked) >= 5 and not set(asked) & set(kept)
-    assert (found.pairs, found.pairs + found.equal, found.answers) == (len(rows), 9, 54)
+    assert (found.path, found.pairs, found.answers) == (out, len(rows), 54)
     for row in rows:
         assert [row["chosen_reward"], row["rejected_reward"]] == letters([], [row["chosen"], row["rejected"]])
         assert row["chosen_reward"] > row["rejected_reward"] and row["answer"] == row["prompt"].split()[1]
@@ -77,7 +82,7 @@ def test_answers_derive_from_the_seed_and_more_of_them_only_widen_a_pair(
     bench: Bench, model: str, tmp_path: Path
 ) -> None:
     def sampled(name: str, **keywords: Any) -> dict[str, dict[str, Any]]:
-        place = tmp_path / name
+        place = tmp_path / f"{name}.jsonl"
         upslope.sample_pairs(model, place, data=bench.rows, split="all", **{**SETTINGS, **keywords})
         return {row["prompt"]: row for row in rows_of(place)}
 
@@ -92,70 +97,136 @@ def test_answers_derive_from_the_seed_and_more_of_them_only_widen_a_pair(
     assert len(some) <= 4 and list(some) != sorted(some, key=lambda prompt: int(prompt.split()[1]))  # drawn by chance
 
 
-def test_what_was_cut_is_left_out_and_counted(bench: Bench, model: str, tmp_path: Path) -> None:
+def test_cut_answers_are_left_out_and_counted(bench: Bench, tmp_path: Path) -> None:
     def length(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
         return [float(len(text)) for text in completions]
 
     out = tmp_path / "pairs.jsonl"
-    settings = {**SETTINGS, "reward": length, "split": "all", "data": bench.rows, "samples": 8}
-    whole = upslope.sample_pairs(model, out, **settings, overwrite=True)
-    assert 0 < whole.left_out < whole.answers
-    with pytest.raises(InputError, match=r"no pair: all answers to each of 12 prompts .*\(96 of 96 cut or empty\)"):
-        upslope.sample_pairs(model, tmp_path / "none.jsonl", **{**settings, "max_new_tokens": 1, "seed": 3})
-    assert not (tmp_path / "none.jsonl").exists()
+    settings = {**SETTINGS, "reward": length, "split": "all", "data": bench.rows, "samples": 16}
+    found = upslope.sample_pairs(str(bench.model), out, **settings, seed=1)  # untrained: it hardly ever stops
+    assert 0.8 * found.answers < found.cut <= found.answers - found.empty and found.unscored == 0
+    # A cut answer has all 24 tokens, of a character each; these would be the longest, and so the chosen ones.
+    assert all(len(row["chosen"]) < 24 for row in rows_of(out))
+    with pytest.raises(
+        InputError, match=r"no pair from 192 answers to 12 prompts: the length limit cut 18\d of them.*max-new-tokens"
+    ):
+        upslope.sample_pairs(str(bench.model), tmp_path / "none.jsonl", **{**settings, "max_new_tokens": 1, "seed": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
-def test_pairs_of_own_answers_train_a_reward_model(bench: Bench, model: str, tmp_path: Path) -> None:
+def test_prompts_that_no_function_applies_to_give_no_pair(
+    bench: Bench, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(prompts: list[Any], completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
+        return [float(len(text)) if int(n) % 2 else None for text, n in zip(completions, answer, strict=True)]
+
+    settings = {**SETTINGS, "reward": odd, "split": "all", "data": bench.rows, "samples": 8}
+    found = upslope.sample_pairs(model, tmp_path / "a.jsonl", **settings)
+    monkeypatch.setattr(sampled_pairs, "AT_ONCE", 1)  # nothing applies to every second batch
+    assert upslope.sample_pairs(model, tmp_path / "b.jsonl", **settings).unscored == found.unscored == 48
+    rows = rows_of(tmp_path / "b.jsonl")
+    assert rows == rows_of(tmp_path / "a.jsonl") and {int(row["answer"]) % 2 for row in rows} == {1}
+    with pytest.raises(InputError, match="no reward function applies to 96 of them"):
+        nothing = {**settings, "reward": lambda prompts, completions, **columns: [None] * len(completions)}
+        upslope.sample_pairs(model, tmp_path / "c.jsonl", **nothing)
+    with pytest.raises(InputError, match=r"\d\d of them are worth what the others"):
+        same = {**settings, "reward": lambda prompts, completions, **columns: [1.0] * len(completions)}
+        upslope.sample_pairs(model, tmp_path / "c.jsonl", **same)
+
+
+def test_conversations_and_odd_columns_become_rows_that_are_read(model: str, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+
+    def said(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        return letters([], [completion[-1]["content"] for completion in completions])
+
+    system, asked = ({"role": role, "content": f"{role} 7"} for role in ("system", "user"))
+    lines = [
+        json.dumps({"prompt": [system, {**asked, "content": f"say {n}"}], "note": "\ud800", "margin": n})
+        for n in range(8)
+    ]
+    data.write_text("\n".join(lines))
     out = tmp_path / "pairs.jsonl"
-    upslope.sample_pairs(model, out, data=bench.rows, split="all", samples=8, **SETTINGS)
-    run = upslope.reward_model(
-        model=model, data=str(out), steps=12, prompts=6, lr=1e-2, warmup=0, heldout=2, dtype="float32",
+    found = upslope.sample_pairs(model, out, data=str(data), split="all", samples=8, **{**SETTINGS, "reward": said})
+    rows = rows_of(out)
+    assert rows and list(found.first) == rows[:5] and {row["note"] for row in rows} == {"\ud800"}
+    pairs, _ = to_pairs(rows, "pairs.jsonl")
+    assert [list(pair.prompt) for pair in pairs] == [row["prompt"] for row in rows]
+    assert pairs[0].margin == 0 and pairs[0].prompt[0] == system
+
+
+def test_a_reward_model_may_judge(bench: Bench, model: str, tmp_path: Path) -> None:
+    first = tmp_path / "pairs.jsonl"
+    settings = {**SETTINGS, "data": bench.rows, "split": "all", "samples": 8}
+    upslope.sample_pairs(model, first, **settings)
+    judge = upslope.reward_model(
+        model=model, data=str(first), steps=12, prompts=6, lr=1e-2, warmup=0, heldout=2, dtype="float32",
         device="cpu", listeners=[], out=tmp_path / "judge", eval_every=0,
     )  # fmt: skip
-    assert run.metrics[-1]["loss"] < 0.5 < run.metrics[1]["loss"]
+    assert judge.metrics[-1]["loss"] < 0.5 < judge.metrics[1]["loss"]
+    found = upslope.sample_pairs(model, tmp_path / "next.jsonl", **{**settings, "reward": {"model": str(judge.model)}})
+    taste = [letters([], [row["chosen"], row["rejected"]]) for row in rows_of(found.path)]
+    assert sum(chosen for chosen, _ in taste) > sum(rejected for _, rejected in taste)
 
 
 def test_what_was_written_stays_when_it_is_interrupted(
     bench: Bench, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SETTINGS, "data": bench.rows, "split": "all", "samples": 8}
-    upslope.sample_pairs(model, tmp_path / "at once", **settings)
+    upslope.sample_pairs(model, tmp_path / "once.jsonl", **settings)
     monkeypatch.setattr(sampled_pairs, "AT_ONCE", 4)
     seen: list[tuple[int, int]] = []
-    upslope.sample_pairs(model, tmp_path / "all", **settings, progress=lambda *at: seen.append(at))
-    assert seen == [(4, 12), (8, 12), (12, 12)]
+    upslope.sample_pairs(model, tmp_path / "all.jsonl", **settings, progress=lambda *at: seen.append(at))
+    assert seen == sorted(seen) and seen[-1][0] <= 96 and {total for _, total in seen} == {96}
+    assert len({done // 32 for done, _ in seen}) >= 3  # in each of the three batches
 
     def stop(done: int, total: int) -> None:
-        if done == 8:
+        if done > 64:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        upslope.sample_pairs(model, tmp_path / "part", **settings, progress=stop)
-    part, every = rows_of(tmp_path / "part"), rows_of(tmp_path / "all")
-    assert every == rows_of(tmp_path / "at once") and 0 < len(part) < len(every) and part == every[: len(part)]
+        upslope.sample_pairs(model, tmp_path / "part.jsonl", **settings, progress=stop)
+    part, every = rows_of(tmp_path / "part.jsonl"), rows_of(tmp_path / "all.jsonl")
+    assert every == rows_of(tmp_path / "once.jsonl") and 0 < len(part) < len(every) and part == every[: len(part)]
 
 
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
         ({"samples": 1}, "expected at least 2"),
-        ({"out": "old.jsonl"}, "exists already"),
-        ({"out": "file/pairs.jsonl", "samples": 2}, "cannot be written"),
-        ({"data": "ROWS", "reward": None}, "need a reward"),
+        ({"out": "old.jsonl"}, r"old\.jsonl: exists already.*--overwrite"),
+        ({"out": "folder.jsonl", "overwrite": True}, r"exists already\. Fix: give another file\.$"),
+        ({"out": "rows.jsonl", "overwrite": True}, "these are the prompts themselves"),
+        ({"out": "pairs.parquet"}, r"ends in \.jsonl is expected\. Fix: give pairs\.jsonl"),
+        ({"out": "old.jsonl/pairs.jsonl"}, "cannot be written"),
+        ({"out": "old.jsonl", "overwrite": True, "model": "nowhere"}, "nowhere"),
+        ({"reward": None}, "need a reward"),
         ({"temperature": -1}, "sample_pairs\\(\\) temperature"),
         ({"data": None}, "data.task"),
     ],
 )
-def test_wrong_arguments_say_what_to_give(
+def test_wrong_arguments_say_what_to_give_and_leave_everything_as_it_is(
     bench: Bench, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old.jsonl").write_text("mine\n")
-    Path("file").write_text("")
-    given = {**SETTINGS, "data": bench.rows, "out": "pairs.jsonl", **keywords}
+    Path("rows.jsonl").write_text(Path(bench.rows).read_text())
+    Path("folder.jsonl").mkdir()
+    given = {**SETTINGS, "model": model, "data": "rows.jsonl", "out": "pairs.jsonl", **keywords}
     with pytest.raises((InputError, InputErrors), match=said):
-        upslope.sample_pairs(model, **{**given, "data": bench.rows if given["data"] == "ROWS" else given["data"]})
-    assert Path("old.jsonl").read_text() == "mine\n" and not Path("pairs.jsonl").exists()
+        upslope.sample_pairs(**given)
+    assert Path("old.jsonl").read_text() == "mine\n" and Path("rows.jsonl").read_text() == Path(bench.rows).read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.jsonl", "old.jsonl", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("do", ["drop", "truncate"])
+def test_long_prompts_are_dropped_or_lose_their_beginning(model: str, tmp_path: Path, do: str) -> None:
+    rows = [{"prompt": "say " * size + str(size)} for size in (1, 2, 300)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SETTINGS, "data": str(tmp_path / "rows.jsonl"), "split": "all"}
+    with pytest.raises(InputError, match=r"data\.too_long: drop or truncate"):
+        upslope.evaluate(model, **settings)
+    assert upslope.evaluate(model, **settings, too_long=do).greedy.n == {"drop": 2, "truncate": 3}[do]
 
 
 def test_the_command_asks_writes_and_shows(bench: Bench, model: str, tmp_path: Path) -> None:
@@ -177,9 +248,14 @@ def test_the_command_asks_writes_and_shows(bench: Bench, model: str, tmp_path: P
     assert told.returncode == 0, told.stderr
     rows = rows_of(tmp_path / "out.jsonl")
     assert f"{len(rows)} pairs from 32 answers to 4 prompts" in told.stdout and rows[0]["prompt"] in told.stdout
-    assert f"{rows[0]['chosen_reward']:.2f}" in told.stdout and "all answers" in told.stdout
+    shown = [[float(part) for part in re.findall(r"^ +(-?[\d.]+)  ", told.stdout, re.MULTILINE)]]
+    assert shown == [[rows[0]["chosen_reward"], rows[0]["rejected_reward"]]]  # of one pair, as asked
+    assert f"chosen {fmean(row['chosen_reward'] for row in rows):.3f}" in told.stdout
     again = pairs("--columns", "prompt=question")
-    assert again.returncode == 2 and "out.jsonl: exists already" in again.stderr and "overwrite" in again.stderr
+    assert again.returncode == 2 and "out.jsonl: exists already" in again.stderr and "--overwrite" in again.stderr
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "%s"}\n{"prompt": "say 1"}\n' % ("say " * 300))
+    refused = pairs("--overwrite", "--heldout", "0")
+    assert refused.returncode == 2 and "Fix: set --too-long drop or truncate." in refused.stderr
 
 
 def test_the_rule_of_worked_sums_as_a_reward() -> None:

@@ -35,6 +35,8 @@ class Answering:
     """Prompts of a split, and the open model and reward that ``answer`` uses."""
 
     prompts: tuple[Any, ...]
+    longest: int
+    """Tokens of a prompt; only ``too_long: truncate`` lets longer ones come here, whose beginnings are cut off."""
     sampler: Any
     renderer: Any
     reward: Any
@@ -47,7 +49,7 @@ class Answering:
         """``samples`` answers to each prompt, or conversations with tools, with their rewards."""
         from upslope.worlds.rewards import Group
 
-        ids = [self.renderer.prompt(prompt.content) for prompt in prompts]
+        ids = [self.renderer.prompt(prompt.content)[-self.longest :] for prompt in prompts]
         sampling = replace(self.sampling, temperature=0.0) if greedy else self.sampling
         if self.talks is None:
             said = self.sampler.sample(ids, samples, sampling, seeds)
@@ -63,8 +65,9 @@ class Answering:
             groups = [Group(prompt, *zip(*each, strict=True)) for prompt, each in zip(prompts, parts, strict=True)]
         scored, _ = score_all(self.reward, groups, "stop")
         return [
-            [Answer(text, score.value, stopped) for (text, stopped), score in zip(end, scores or (), strict=True)]
+            [Answer(text, score.value, stopped) for (text, stopped), score in zip(end, scores, strict=True)]
             for end, scores in zip(ends, scored, strict=True)
+            if scores is not None  # only on_error: drop_group leaves a group without
         ]
 
 
@@ -72,9 +75,9 @@ class Answering:
 def answering(
     caller: str, model: str, *, task: str | None, data: str | None, reward: Any, prompts: int, max_new_tokens: int,
     temperature: float, seed: int, device: str, dtype: str, options: dict[str, Any] | None,
-    columns: dict[str, str] | None, system_prompt: str | None, chat: str, split: str, heldout: float, on_bad_row: str,
-    progress: Callable[[int, int], None] | None, tools: Any = None, max_turns: int = 4, budget: int | None = None,
-    sandbox: bool = False, drawn: bool = False,
+    columns: dict[str, str] | None, system_prompt: str | None, chat: str, split: str, heldout: float, too_long: str,
+    on_bad_row: str, progress: Callable[[int, int], None] | None = None, tools: Any = None, max_turns: int = 4,
+    budget: int | None = None, sandbox: bool = False, drawn: bool = False,
 ) -> Iterator[Answering]:  # fmt: skip
     """Open a model and the reward for up to ``prompts`` prompts of a split: its first ones, or, ``drawn``, some by
     chance. The other arguments are those of ``evaluation.evaluate``; ``caller`` is what messages name.
@@ -94,7 +97,7 @@ def answering(
 
     rows_of = {
         "task": task, "path": data, "options": options or {}, "columns": columns or {}, "system_prompt": system_prompt,
-        "on_bad_row": on_bad_row, "chat": chat, "heldout": 0 if split == "all" else heldout,
+        "too_long": too_long, "on_bad_row": on_bad_row, "chat": chat, "heldout": 0 if split == "all" else heldout,
     }  # fmt: skip
     whole = "data.task, data.path"
     source: DataSection = section(DataSection, rows_of, whole)
@@ -128,15 +131,16 @@ def answering(
         renderer = Renderer(
             card.tokenizer, card.stop_ids, source.chat, source.system_prompt, *offered(episode, toolbox)
         )
-        longest = room(episode, max_new_tokens)
-        kept = fit_prompts(chosen[:prompts], renderer, source, card.context, longest, split, lambda text: None)
+        new = room(episode, max_new_tokens)
+        kept = fit_prompts(chosen[:prompts], renderer, source, card.context, new, split, lambda text: None)
         judges = read_judges(scoring, renderer, card, lambda text: None)
         loaded = loading.load(card, place, loading.choose_dtype(dtype, place))
         if judges:
             panel = Jury(panel, tuple(load_judge(own, renderer, place, loaded.dtype) for own in judges))
         sampler = InProcessSampler(loaded.model, card.context, decode=renderer.text, progress=progress)
         talks = conversations(episode, max_new_tokens, renderer, toolbox)
-        yield Answering(tuple(kept), sampler, renderer, panel, sampling_of(drawing, renderer, rows.confined), talks)
+        sampling = sampling_of(drawing, renderer, rows.confined)
+        yield Answering(tuple(kept), card.context - new, sampler, renderer, panel, sampling, talks)
 
 
 def _argument(caller: str, fault: Any, whole: str) -> InputError:

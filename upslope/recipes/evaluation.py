@@ -68,6 +68,7 @@ def evaluate(
     chat: str = "auto",
     split: str = "heldout",
     heldout: float = 0.1,
+    too_long: str = "error",
     on_bad_row: str = "error",
     tools: Any = None,
     max_turns: int = 4,
@@ -81,7 +82,7 @@ def evaluate(
     Reward models (``{"model": directory}``) give their raw scores.
 
     ``split`` is ``heldout`` (the rows that a training run with this ``seed`` and ``heldout`` kept), ``train`` or
-    ``all``. ``on_bad_row: skip`` leaves rows out that a training run would leave out.
+    ``all``. ``on_bad_row: skip`` and ``too_long`` (``drop``, ``truncate``) do with rows what a training run would do.
 
     With ``tools`` (functions, or ``path/to/file.py:function``) the model may call them, in up to ``max_turns`` messages
     of ``max_new_tokens`` each and ``budget`` tokens in all, as a recipe's ``episode`` says; its last message is scored.
@@ -93,10 +94,11 @@ def evaluate(
     with answering(
         "evaluate()", model, task=task, data=data, reward=reward, prompts=prompts, max_new_tokens=max_new_tokens,
         temperature=temperature, seed=seed, device=device, dtype=dtype, options=options, columns=columns,
-        system_prompt=system_prompt, chat=chat, split=split, heldout=heldout, on_bad_row=on_bad_row, progress=progress,
-        tools=tools, max_turns=max_turns, budget=budget, sandbox=sandbox,
+        system_prompt=system_prompt, chat=chat, split=split, heldout=heldout, too_long=too_long, on_bad_row=on_bad_row,
+        progress=progress, tools=tools, max_turns=max_turns, budget=budget, sandbox=sandbox,
     ) as asked:  # fmt: skip
-        greedy, sampled = (score(asked, seed, greedy) for greedy in (True, False))
+        greedy = score(asked, seed, greedy=True)
+        sampled = score(asked, seed, greedy=False)
     from upslope.recipes.rollouts import shown_prompt
 
     return Evaluation(model, tuple(shown_prompt(prompt) for prompt in asked.prompts), greedy, sampled)

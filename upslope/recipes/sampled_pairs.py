@@ -7,41 +7,48 @@ this policy makes (Ouyang et al., arXiv:2203.02155, collect them so; Stiennon et
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from upslope.errors import InputError
-from upslope.recipes.answering import Answer, answering
+from upslope.errors import InputError, NothingRewarded
+from upslope.recipes.answering import Answer, Answering, answering
 from upslope.text.preferences import OWN
+from upslope.worlds.reward_calls import plain
 
 AT_ONCE = 64
 """Prompts that are answered, scored and written together: what is lost if the machine stops."""
+SHOWN = 5
+Use = Literal["usable", "cut", "empty", "unscored"]
 
 
 @dataclass(frozen=True, slots=True)
 class SampledPairs:
     """What ``sample_pairs`` wrote to ``path``: so many ``pairs`` from ``answers`` to ``prompts``.
 
-    ``equal`` prompts gave no pair, for their answers were worth the same, or fewer than two of them could be used.
-    ``left_out`` answers could not: the length limit cut them, they are empty, or have no reward. ``mean``, ``chosen``
-    and ``rejected`` are mean rewards: of all answers that could be used, and of the two sides of the pairs. ``longer``
-    is the share of pairs whose chosen answer has more characters. ``first`` are the first few rows.
+    Left out were answers that the length limit ``cut``, ``empty`` ones, and ``unscored`` ones, to which no reward
+    function applied. ``mean``, ``chosen`` and ``rejected`` are mean rewards: of the other answers, and of the two sides
+    of the pairs. ``longer`` is the share of pairs whose chosen answer has more characters. ``first`` are the first rows
+    of the file.
     """
 
     path: Path
     prompts: int
     answers: int
     pairs: int
-    equal: int
-    left_out: int
+    cut: int
+    empty: int
+    unscored: int
     mean: float
     chosen: float
     rejected: float
     longer: float
-    first: tuple[Mapping[str, Any], ...]
+    first: tuple[dict[str, Any], ...]
 
 
 def sample_pairs(
@@ -63,78 +70,81 @@ def sample_pairs(
     chat: str = "auto",
     split: str = "train",
     heldout: float = 0.1,
+    too_long: str = "error",
     on_bad_row: str = "error",
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SampledPairs:
     """Answer up to ``prompts`` prompts ``samples`` times each and write the best and the worst answer of each, by the
-    reward, to ``out``: rows for ``upslope.reward_model`` and ``upslope.dpo``.
+    reward, to ``out``, a .jsonl file: rows for ``upslope.reward_model`` and ``upslope.dpo``.
 
     A row has ``prompt``, ``chosen``, ``rejected``, ``chosen_reward``, ``rejected_reward``, and the prompt's columns.
-    Among equals the first answer counts; answers that the length limit cut, and empty ones, are left out. ``prompts``
-    are drawn from the split by chance, with ``seed``. Rows are written as they come: an interrupted call leaves what it
-    has. The rest is as of ``upslope.evaluate``; ``progress`` is called with (prompts done, all).
+    Among equals the first answer counts. A prompt gives no row if its usable answers are worth the same: without those
+    that the length limit cut, for a reward model reads each answer as finished, and without empty ones. ``prompts`` are
+    drawn from the split by chance, with ``seed``. An interrupted call leaves the rows that it has. The rest is as of
+    ``upslope.evaluate``; ``progress`` is called with (answers given, all).
 
     Raises:
-        InputError: ``out`` exists and ``overwrite`` is not set, or no prompt gave a pair; and as ``evaluate``.
+        InputError: ``out`` cannot be written, or is there and ``overwrite`` is not set, or no prompt gave a pair; and
+            as ``evaluate``.
     """
-    from upslope.seeds import derive
-
-    path = Path(out)
     if samples < 2:
         raise InputError("sample_pairs() samples", f"found {samples}, expected at least 2", "give samples=4")
-    if path.exists() and not overwrite:
-        raise InputError(str(path), "exists already", "give another file, or overwrite")
-    found: list[Answer] = []
     rows: list[dict[str, Any]] = []
-    with answering(
+    found: list[Answer] = []
+    path = _writable(out, data, overwrite)
+    with _kept(path, rows) as file, answering(
         "sample_pairs()", model, task=task, data=data, reward=reward, prompts=prompts, max_new_tokens=max_new_tokens,
         temperature=temperature, seed=seed, device=device, dtype=dtype, options=options, columns=columns,
-        system_prompt=system_prompt, chat=chat, split=split, heldout=heldout, on_bad_row=on_bad_row, progress=None,
+        system_prompt=system_prompt, chat=chat, split=split, heldout=heldout, too_long=too_long, on_bad_row=on_bad_row,
         drawn=True,
     ) as asked:  # fmt: skip
         total = len(asked.prompts)
-        if not all(isinstance(part, str | Mapping) for prompt in asked.prompts for part in prompt.content):
-            raise InputError("sample_pairs() task", f"{task} asks in token ids, expected text", "use another task")
-        with _opened(path) as file:
-            for begin in range(0, total, AT_ONCE):
-                part = asked.prompts[begin : begin + AT_ONCE]
-                seeds = [derive(seed, "pairs", begin + place) for place in range(len(part))]
-                for prompt, answers in zip(part, asked.answer(part, seeds, samples), strict=True):
-                    found += answers
-                    if (pair := best_and_worst(answers)) is not None:
-                        rows.append(row_of(prompt, *pair))
-                        file.write(json.dumps(rows[-1], ensure_ascii=False, default=str) + "\n")
-                file.flush()
-                progress(begin + len(part), total)
-    used = [reward for reward, _ in usable(found)]
-    left_out = len(found) - len(used)
+        asked.sampler.progress = lambda done, _: progress(len(found) + done, total * samples)
+        for begin in range(0, total, AT_ONCE):
+            part = asked.prompts[begin : begin + AT_ONCE]
+            for prompt, answers in zip(part, _answers(asked, part, seed, begin, samples), strict=True):
+                found += answers
+                if (pair := best_and_worst(answers)) is not None:
+                    line = json.dumps(row_of(prompt, *pair), default=plain)
+                    rows.append(json.loads(line))
+                    file.write(line + "\n")
+            file.flush()
+    count = Counter(map(use, found))
     if not rows:
-        path.unlink()
-        why = f"all answers to each of {total} prompts are worth the same ({left_out} of {len(found)} cut or empty)"
-        raise InputError("sample_pairs() reward", f"no pair: {why}",
-                         "give a reward that tells answers apart, more samples, or more new tokens")  # fmt: skip
+        raise _no_pair(total, count)
     chosen, rejected = (fmean(row[f"{side}_reward"] for row in rows) for side in ("chosen", "rejected"))
-    longer = fmean(len(row["chosen"]) > len(row["rejected"]) for row in rows)
     return SampledPairs(
-        path, total, len(found), len(rows), total - len(rows), left_out, fmean(used), chosen, rejected, longer,
-        tuple(rows[:5]),
+        path, total, len(found), len(rows), count["cut"], count["empty"], count["unscored"],
+        fmean(answer.reward or 0.0 for answer in found if use(answer) == "usable"), chosen, rejected,
+        fmean(len(row["chosen"]) > len(row["rejected"]) for row in rows), tuple(rows[:SHOWN]),
     )  # fmt: skip
 
 
-def usable(answers: Sequence[Answer]) -> list[tuple[float, Answer]]:
-    """Rewards and answers; without those that a reward model would read as finished and are not, and empty ones."""
-    return [
-        (answer.reward, answer)
-        for answer in answers
-        if answer.stopped and answer.text.strip() and answer.reward is not None
-    ]
+def _answers(asked: Answering, part: Sequence[Any], seed: int, begin: int, samples: int) -> list[list[Answer]]:
+    """The answers to some prompts; unscored where no reward function applies to any of these."""
+    from upslope.seeds import derive
+
+    seeds = [derive(seed, "pairs", begin + place) for place in range(len(part))]
+    try:
+        return asked.answer(part, seeds, samples)
+    except NothingRewarded:
+        return [[Answer("", None, True)] * samples for _ in part]
+
+
+def use(answer: Answer) -> Use:
+    """Whether an answer can stand in a pair, or why not."""
+    if answer.reward is None:
+        return "unscored"
+    if not answer.stopped:
+        return "cut"
+    return "usable" if answer.text.strip() else "empty"
 
 
 def best_and_worst(answers: Sequence[Answer]) -> tuple[Answer, Answer] | None:
     """Of the usable answers the first one with the highest reward and the first one with the lowest; None where these
     are worth the same, or say the same."""
-    scored = usable(answers)
+    scored = [(answer.reward or 0.0, answer) for answer in answers if use(answer) == "usable"]
     if not scored:
         return None
     (high, best), (low, worst) = (extreme(scored, key=lambda one: one[0]) for extreme in (max, min))
@@ -150,10 +160,49 @@ def row_of(prompt: Any, best: Answer, worst: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _opened(path: Path) -> IO[str]:
+def _no_pair(prompts: int, count: Counter[Use]) -> InputError:
+    """Why there is no pair: by what most answers are."""
+    most, number = count.most_common(1)[0]
+    why, fix = {
+        "usable": (f"{number} of them are worth what the others to their prompt are worth",
+                   "give a reward that tells answers apart, or more samples"),
+        "cut": (f"the length limit cut {number} of them", "raise max_new_tokens (--max-new-tokens)"),
+        "empty": (f"{number} of them are empty", "begin with a model that answers"),
+        "unscored": (f"no reward function applies to {number} of them",
+                     "return a number for the rows that it applies to"),
+    }[most]  # fmt: skip
+    return InputError("sample_pairs() reward", f"no pair from {count.total()} answers to {prompts} prompts: {why}", fix)
+
+
+def _writable(out: str | Path, data: str | None, overwrite: bool) -> Path:
+    path = Path(out).expanduser()
+    if path.suffix != ".jsonl":
+        raise InputError(str(out), "rows of JSON are written, so a name that ends in .jsonl is expected",
+                         f"give {path.with_suffix('.jsonl')}")  # fmt: skip
+    given = None if data is None else Path(data).expanduser()
+    if given is not None and given.exists() and path.exists() and path.samefile(given):
+        raise InputError(str(out), "these are the prompts themselves", "give another file for the pairs")
+    if path.exists() and not (overwrite and path.is_file()):
+        fix = "give another file, or overwrite it (--overwrite)" if path.is_file() else "give another file"
+        raise InputError(str(out), "exists already", fix)
+    return path
+
+
+@contextmanager
+def _kept(path: Path, rows: Sequence[Any]) -> Iterator[IO[str]]:
+    """A file beside ``path`` that takes its place at the end, or where it is interrupted, if it has rows."""
+    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w", encoding="utf-8")
+        file = part.open("w", encoding="utf-8")
     except OSError as error:
         problem = f"cannot be written: {error.strerror or error}"
         raise InputError(str(path), problem, "give another file") from None
+    try:
+        with file:
+            yield file
+    finally:
+        if rows:
+            os.replace(part, path)
+        else:
+            part.unlink(missing_ok=True)

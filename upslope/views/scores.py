@@ -29,9 +29,11 @@ class Paired(Protocol):
     @property
     def pairs(self) -> int: ...
     @property
-    def equal(self) -> int: ...
+    def cut(self) -> int: ...
     @property
-    def left_out(self) -> int: ...
+    def empty(self) -> int: ...
+    @property
+    def unscored(self) -> int: ...
     @property
     def mean(self) -> float: ...
     @property
@@ -96,27 +98,40 @@ def print_evaluation(model: str, scores: Mapping[str, Scored], prompts: Sequence
 def print_pairs(found: Paired, show: int) -> None:
     """How many pairs there are and from what, the mean rewards of their sides, and the first of them."""
     console = Console(emoji=False, highlight=False)
+    file = clean(str(found.path), 300)
     lines = [
-        f"{found.pairs:,} pairs from {found.answers:,} answers to {found.prompts:,} prompts  ->  {found.path}",
+        f"{found.pairs:,} pairs from {found.answers:,} answers to {found.prompts:,} prompts  ->  {file}",
         f"mean reward  chosen {found.chosen:.3f}  rejected {found.rejected:.3f}  all answers {found.mean:.3f}",
         f"the chosen answer is the longer one in {percent(found.longer)} of the pairs",
     ]
-    if found.equal:
-        lines.append(f"{found.equal:,} prompts gave none: their answers are worth the same")
-    if found.left_out:
-        lines.append(f"{found.left_out:,} answers were left out: the length limit cut them, or they are empty")
+    if found.pairs < found.prompts:
+        lines.append(f"{found.prompts - found.pairs:,} prompts gave no pair: no two usable answers of unequal reward")
+    out = {"cut by the length limit": found.cut, "empty": found.empty, "without a reward": found.unscored}
+    if any(out.values()):
+        lines.append("answers left out: " + ", ".join(f"{count:,} {why}" for why, count in out.items() if count))
     for row in found.first[:show]:
-        lines += ["", clean(str(row["prompt"]), 120)]
+        lines += ["", clean(_asked(row["prompt"]), 120)]
         lines += [f"{row[f'{side}_reward']:8.2f}  {clean(str(row[side]), 120)}" for side in ("chosen", "rejected")]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _asked(prompt: Any) -> str:
+    """A prompt of a row: text, or of a conversation its last message."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that a function of (done, all) moves, where somebody watches."""
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)

@@ -395,10 +395,10 @@ def _request(call: Call) -> bytes:
         "columns": dict(call.columns),
         "state": dict(call.state),
     }
-    return json.dumps(content, default=_plain).encode() + b"\n"
+    return json.dumps(content, default=plain).encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON for what data files hold beside JSON: arrays and numpy numbers, dates, decimals, mappings."""
     if callable(getattr(value, "tolist", None)):
         return value.tolist()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upslope.errors import InputError, RewardError
+from upslope.errors import InputError, NothingRewarded
 from upslope.worlds.isolation import Limits
 from upslope.worlds.reward_calls import (
     Call,
@@ -138,6 +138,7 @@ def score_groups(
 
     Raises:
         RewardError: with ``stop``; and always where a function cannot be loaded.
+        NothingRewarded: with ``stop``, where no function applies to any completion.
     """
     processes: tuple[RewardProcess, ...]
     if isinstance(reward, RewardPanel):
@@ -160,7 +161,7 @@ def score_groups(
         row_ids = call_of(groups).row_ids
         several = len(processes) > 1
         text = "all returned None for every completion, so nothing is rewarded" if several else none_apply().text
-        error = RewardError(f"reward {reward.where}", f"{text} ({name_rows(row_ids)})", none_apply().fix)
+        error = NothingRewarded(f"reward {reward.where}", f"{text} ({name_rows(row_ids)})", none_apply().fix)
         if on_error == "stop":
             raise error
         return [None for _ in groups], [(index, str(error)) for index in range(len(groups))]

@@ -20,33 +20,20 @@ from tests import talk_support as talk
 from tests import tools_for_tests
 from tests.inputs.desk import Desk, desk, models, suggested
 from tests.recipes.support import one_thread
+from upslope.cli import app
+from upslope.recipes.configs import RECIPES
 
 __all__ = ["Desk", "desk", "models", "one_thread"]
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
-COMMANDS = [
-    "check",
-    "init",
-    "doctor",
-    "watch",
-    "rollouts",
-    "schema",
-    "sft",
-    "ppo",
-    "grpo",
-    "eval",
-    "pairs",
-    "chat",
-    "report",
-    "grid",
-    "demo",
-]
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 
 def test_help_lists_every_command(desk: Desk) -> None:
     code, out, _ = desk.upslope("--help")
     assert code == 0 and all(re.search(rf"^\W*{name}\b", out, re.MULTILINE) for name in COMMANDS)
+    assert len(COMMANDS) >= 18 and {*RECIPES, "pairs", "eval", "certify"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -125,7 +125,7 @@ def test_keys_and_values_that_the_text_names_are_real(name: str) -> None:
             assert value in [*map(str, maker().choices(leaves[key])), "true", "null"], f"{key}: {value}"
 
 
-@pytest.mark.parametrize("name", [f"{kind}.md" for kind in PAGES])
+@pytest.mark.parametrize("name", [*(f"{kind}.md" for kind in PAGES), "reward-models.md", "dpo.md"])
 def test_defaults_that_the_text_gives_are_the_defaults(name: str) -> None:
     """In the section on defaults a bold `key: value` is one; the table of keys is where they come from."""
     section = source(name).split("## The defaults, and why", 1)[1].split("\n## ", 1)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import sys
@@ -30,7 +31,7 @@ from upslope.run.recipe_errors import keys
 from upslope.run.recipe_hints import FOREIGN
 from upslope.text.rendering import Renderer
 from upslope.text.rows import to_examples
-from upslope.types import Prompt
+from upslope.types import Example, Prompt
 from upslope.worlds.reward_calls import RESERVED, Group, _request, call_of
 
 __all__ = ["one_thread"]
@@ -52,6 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rewards.py").write_text(REWARD)
     rows = [{"prompt": f"say {n}", "completion": str(n), "answer": str(n)} for n in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"say {n}", "chosen": str(n), "rejected": "no"} for n in range(24)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return folder
 
 
@@ -65,17 +68,21 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-BASE: dict[str, dict[str, Any]] = {
-    "grpo": {
-        "model": {"name": "model", "dtype": "float32"}, "device": "cpu", "data": {"path": "rows.jsonl"},
-        "reward": "rewards.py:score", "sampling": {"max_new_tokens": 4}, "out": "out",
-        "train": {"steps": 1, "prompts": 2, "eval_prompts": 0}, "grpo": {"group": 2}, "optim": {"lr": 1e-5},
-    },
-    "sft": {
-        "model": {"name": "model", "dtype": "float32"}, "device": "cpu", "data": {"path": "rows.jsonl"}, "out": "out",
-        "train": {"steps": 1, "prompts": 2, "eval_prompts": 0}, "sft": {"max_tokens": 60}, "optim": {"lr": 1e-5},
-    },
+COMMON: dict[str, Any] = {
+    "model": {"name": "model", "dtype": "float32"}, "device": "cpu", "out": "out", "optim": {"lr": 1e-5},
+    "train": {"steps": 1, "prompts": 2, "eval_prompts": 0},
 }  # fmt: skip
+ROLLED: dict[str, Any] = {
+    **COMMON, "data": {"path": "rows.jsonl"}, "reward": "rewards.py:score", "sampling": {"max_new_tokens": 4},
+}  # fmt: skip
+PAIRED: dict[str, Any] = {**COMMON, "data": {"path": "pairs.jsonl"}}
+BASE: dict[str, dict[str, Any]] = {
+    "sft": {**COMMON, "data": {"path": "rows.jsonl"}, "sft": {"max_tokens": 60}},
+    "reward": {**PAIRED, "reward_model": {"max_tokens": 60}},
+    "ppo": {**ROLLED, "ppo": {"samples": 2}},
+    "grpo": {**ROLLED, "grpo": {"group": 2}},
+    "dpo": {**PAIRED, "dpo": {"max_tokens": 60}},
+}
 
 
 def assert_answered(text: bytes, *arguments: str) -> int:
@@ -184,7 +191,7 @@ SPLICES = [
 ]  # fmt: skip
 
 
-@settings(QUIET, max_examples=60 * DEEP)
+@settings(QUIET, max_examples=100 * DEEP)
 @given(st.sampled_from(sorted(BASE)), st.data())
 def test_recipes_of_random_keys_and_values(kind: str, data: st.DataObject) -> None:
     recipe = json.loads(json.dumps(BASE[kind]))
@@ -195,7 +202,7 @@ def test_recipes_of_random_keys_and_values(kind: str, data: st.DataObject) -> No
     )
 
 
-@settings(QUIET, max_examples=60 * DEEP)
+@settings(QUIET, max_examples=100 * DEEP)
 @given(st.sampled_from(sorted(BASE)), st.lists(st.sampled_from(SPLICES), min_size=1, max_size=3), st.integers(0, 2**32))
 def test_recipes_of_random_bytes(kind: str, pieces: list[bytes], seed: int) -> None:
     dice = random.Random(seed)
@@ -207,7 +214,7 @@ def test_recipes_of_random_bytes(kind: str, pieces: list[bytes], seed: int) -> N
     assert_answered(text, "--kind", kind)
 
 
-@settings(QUIET, max_examples=40 * DEEP)
+@settings(QUIET, max_examples=70 * DEEP)
 @given(st.sampled_from(sorted(BASE)), st.data())
 def test_overrides_of_random_keys_and_values(kind: str, data: st.DataObject) -> None:
     shown = scalars.map(str) | values.map(lambda value: json.dumps(value)) | words
@@ -243,12 +250,12 @@ def assert_read_or_refused(content: bytes, suffix: str, kind: str) -> bool:
         "reward": "rewards.py:score",
         "train": {"prompts": 1},
     }
-    if kind == "sft":
+    if kind not in ("ppo", "grpo"):
         del given["reward"]
     try:
         recipe = build({**given, "model": "model"}, RECIPES[kind]).recipe
         precheck(recipe)
-        rows = load_rows(recipe.data, (), 0, kind == "sft")
+        rows = load_rows(recipe.data, (), 0, kind == "sft", paired=kind in ("reward", "dpo"))
     except (InputError, InputErrors) as error:
         assert "Fix: " in str(error)
         return False
@@ -257,6 +264,10 @@ def assert_read_or_refused(content: bytes, suffix: str, kind: str) -> bool:
         assert isinstance(prompt, Prompt) and renderer.prompt(prompt.content)
     for example_ in [*rows.examples, *rows.heldout_examples]:
         assert any(renderer.example(example_).trainable)
+    for pair in rows.pairs:
+        assert math.isfinite(pair.margin) and pair.chosen != pair.rejected
+        for answer in (pair.chosen, pair.rejected):
+            assert any(renderer.example(Example(pair.id, pair.prompt, answer)).trainable)
     prompts = [prompt for prompt in rows.train if not set(prompt.columns) & set(RESERVED)]
     _request(call_of([Group(prompt, ("a",)) for prompt in prompts])).decode()
     return True
@@ -273,7 +284,11 @@ messages = st.lists(
                            "content": st.text(min_size=1, max_size=6) | cells}),
     max_size=4,
 )  # fmt: skip
-COLUMNS = ["prompt", "completion", "input", "output", "messages", "answer", "question", "chosen", "rejected", "text"]
+COLUMNS = [
+    "prompt", "completion", "input", "output", "messages", "answer", "question", "chosen", "rejected", "margin", "text",
+]  # fmt: skip
+KINDS = st.sampled_from(["grpo", "sft", "dpo"])
+"""Each reads rows in another way: ppo as grpo, reward as dpo."""
 rows_of = st.lists(
     st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=5), st.text(min_size=1, max_size=8) | cells | messages,
                     max_size=4)
@@ -310,7 +325,7 @@ BROKEN = [
 
 
 @settings(QUIET, max_examples=120 * DEEP)
-@given(rows_of, st.sampled_from([".jsonl", ".json"]), st.sampled_from(["grpo", "sft"]), st.booleans())
+@given(rows_of, st.sampled_from([".jsonl", ".json"]), KINDS, st.booleans())
 @example([{"prompt": "a", "answer": "\ud800\x00"}] * 3, ".jsonl", "grpo", True)
 def test_rows_of_random_columns(rows: list[Any], suffix: str, kind: str, ascii_only: bool) -> None:
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
@@ -332,9 +347,29 @@ def test_columns_beside_the_texts_may_hold_anything(rows: list[Any], suffix: str
     assert assert_read_or_refused(text.encode(), suffix, kind)
 
 
+sides = spoken | st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": spoken}), min_size=1, max_size=3
+)
+
+
+@settings(QUIET, max_examples=120 * DEEP)
+@given(st.lists(st.tuples(sides | cells, sides, sides, st.floats() | cells, others), min_size=1, max_size=3),
+       st.sampled_from(["reward", "dpo"]))  # fmt: skip
+@example([("a", "b", "c", 1e999, {})], "dpo")
+@example([("a", "b", "c", "1.5", {})], "dpo")
+@example([("a", "b", "c", 10**400, {})], "reward")
+def test_preferences_of_random_sides_and_margins(rows: list[Any], kind: str) -> None:
+    names = ("prompt", "chosen", "rejected", "margin")
+    whole = [{**more, **dict(zip(names, given, strict=True))} for *given, more in rows]
+    read = assert_read_or_refused("\n".join(map(json.dumps, whole)).encode(), ".jsonl", kind)
+    assert not read or all(math.isfinite(float(row["margin"])) for row in whole)
+    texts = [{**row, "prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5} for row in whole]
+    assert assert_read_or_refused("\n".join(map(json.dumps, texts)).encode(), ".jsonl", kind)
+
+
 @settings(QUIET, max_examples=100 * DEEP)
 @given(st.sampled_from(BROKEN) | st.binary(max_size=60), st.sampled_from(BROKEN[:12]) | st.binary(max_size=20),
-       st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]), st.sampled_from(["grpo", "sft"]))  # fmt: skip
+       st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]), KINDS)  # fmt: skip
 def test_rows_of_random_bytes(first: bytes, second: bytes, suffix: str, kind: str) -> None:
     """None of them has the column completion, none is the whole of a Parquet file."""
     read = assert_read_or_refused(first + b"\n" + second, suffix, kind)

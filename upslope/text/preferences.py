@@ -141,7 +141,7 @@ def _shared_text(chosen: Any, rejected: Any) -> tuple[str, str, str]:
 def _margin(value: Any) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"margin is {found_words(value)}, expected a number")

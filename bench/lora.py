@@ -3,14 +3,16 @@
     python bench/lora.py                                  # all of it, one seed: about a quarter of an hour
     python bench/lora.py --parts accuracy --seeds 11 12 13 --out runs/lora
     python bench/lora.py --parts memory table             # a minute
+    python bench/lora.py --parts sizes                    # ten minutes, and as much disk as the largest model: 6 GB
 
 ``accuracy``: SFT and then GRPO with the demo's settings, three arms: all weights; LoRA (rank 16, every linear layer of
 the blocks) at ten times the rates; LoRA at the rates of all weights. Each is scored greedily on the same held-out
 prompts. ``memory``: peak resident memory of two optimizer steps on SmolLM2-135M beside what ``models.memory.bill``
 states, for all weights and for LoRA; once with the C library's allocator as it is, which keeps freed pieces among
-those in use, and once told to give every large piece back (MALLOC_MMAP_THRESHOLD_). ``table``: the bill of models of
-0.5, 1.5 and 3 B. Every training and every measurement is a process of its own; its peak is the kernel's, counted from
-after the model was loaded. Prints tables and, on the last line, JSON (also OUT/lora.json).
+those in use, and once told to give every large piece back (MALLOC_MMAP_THRESHOLD_). ``sizes``: the same for models of
+0.5, 1.5 and 3 B with random weights, where it fits. ``table``: the bill of these three. Every training and every
+measurement is a process of its own; its peak is the kernel's, counted from after the model was loaded. Prints tables
+and, on the last line, JSON (also OUT/lora.json).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +35,7 @@ from upslope.demo import ANSWER_TOKENS, DATA, MODEL, Plan, grpo_settings, traini
 from upslope.models.memory import Adapter, bill, shape_of
 from upslope.recipes.configs import LORA_RATE, RECIPES
 from upslope.run.recipe import build
+from upslope.run.resources import memory as machine_memory
 
 RANK = 16
 QWEN = {"model_type": "qwen2", "vocab_size": 151_936, "tie_word_embeddings": True, "num_key_value_heads": 2}
@@ -42,6 +46,8 @@ MODELS = {
 }
 """Qwen2.5's sizes."""
 TOKENS = 1024
+FITS = 0.8
+"""A peak that is measured is stated below this share of the memory that is free."""
 STATED: dict[str, Any] = {"tokens": 2048, "longest": 512, "slots": 64, "capacity": 512}
 """A micro-batch of 2,048 tokens in rows of up to 512; 64 completions at once, prompts included 512 tokens each."""
 
@@ -94,7 +100,7 @@ def steps(work: dict[str, Any]) -> dict[str, Any]:
     from upslope.types import Batch
 
     dtype = loading.DTYPES[work["dtype"]]
-    loaded = loading.load(loading.read_card(MODEL), torch.device("cpu"), dtype, work["checkpointing"])
+    loaded = loading.load(loading.read_card(work["model"]), torch.device("cpu"), dtype, work["checkpointing"])
     if work["rank"]:
         adapters.add(loaded.model, adapters.Lora(work["rank"], 2.0 * work["rank"]), seed=0)
     learner: Learner[Any] = Learner(PolicyNetwork(loaded.model), OptimizerSettings(1e-5, 10), work["tokens"] * 2)
@@ -113,7 +119,20 @@ def steps(work: dict[str, Any]) -> dict[str, Any]:
     return {"peak": peak(), "seconds": seconds}
 
 
-WORKERS = {"train": train, "steps": steps}
+def random_model(work: dict[str, Any]) -> dict[str, Any]:
+    """A model directory of these sizes with random weights, and SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from upslope.models import loading
+
+    config = AutoConfig.for_model(**work["config"])
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(work["out"])
+    AutoTokenizer.from_pretrained(loading.locate(MODEL)).save_pretrained(work["out"])
+    return {}
+
+
+WORKERS = {"train": train, "steps": steps, "random_model": random_model}
 
 
 def apart(name: str, work: dict[str, Any], **environment: str) -> dict[str, Any]:
@@ -166,34 +185,64 @@ def accuracy(seeds: list[int], plan: Plan, out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def memory() -> list[dict[str, Any]]:
+def memory(out: Path) -> list[dict[str, Any]]:
     """Measured peaks of two optimizer steps on SmolLM2-135M beside the bill."""
     from upslope.models import loading
 
     config = json.loads((Path(loading.locate(MODEL)) / "config.json").read_text())
-    shape = shape_of(config)
+    kinds = (("bfloat16", False), ("bfloat16", True), ("float32", False))
+    arms = [(rank, dtype, checkpointing) for rank in (0, RANK) for dtype, checkpointing in kinds]
+    return measured("SmolLM2-135M", MODEL, shape_of(config), arms)
+
+
+def sizes(out: Path) -> list[dict[str, Any]]:
+    """The same for models of Qwen2.5's sizes with random weights, where the bill fits into this machine."""
     found = []
-    title = f"SmolLM2-135M, {TOKENS:,} tokens in a micro-batch"
-    print(f"\n{title:52}{'stated':>12}{'measured':>12}{'with malloc':>12}{'a step':>11}")
-    for rank in (0, RANK):
-        for dtype, checkpointing in (("bfloat16", False), ("bfloat16", True), ("float32", False)):
-            work = {"rank": rank, "dtype": dtype, "checkpointing": checkpointing, "tokens": TOKENS, "longest": 256}
-            figures = apart("steps", work)
-            tidy = apart("steps", work, MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")["peak"]
-            stated = bill(
-                shape, dtype_bytes=2 if dtype == "bfloat16" else 4, adapter=Adapter(rank) if rank else None,
-                tokens=TOKENS, longest=256, checkpointing=checkpointing,
-            )  # fmt: skip
-            expected = stated["peak"] - stated["packed"]  # no sampler here
-            row = {**work, **figures, "tidy": tidy, "stated": expected, "parts": stated}
-            found.append(row)
-            name = f"{f'LoRA, rank {rank}' if rank else 'all weights'}, {dtype}" + ", checkpointing" * checkpointing
-            sizes = "".join(f"{size / 1e9:9.2f} GB" for size in (expected, tidy, row["peak"]))
-            print(f"{name:52}{sizes}{row['seconds']:9.1f} s", flush=True)
+    for name, numbers in MODELS.items():
+        shape = shape_of({**QWEN, **numbers})
+        arms = [(rank, "bfloat16", checkpointing) for rank in (0, RANK) for checkpointing in (False, True)]
+        fitting = [arm for arm in arms if stated(shape, *arm)["peak"] < FITS * (machine_memory().available or 0)]
+        if fitting:
+            place = out / name.replace(" ", "")
+            apart("random_model", {"out": str(place), "config": {**QWEN, **numbers}})
+            found += measured(name, str(place), shape, fitting)
+            shutil.rmtree(place)
+        left = [arm for arm in arms if arm not in fitting]
+        print(f"{name}: " + ("all measured" if not left else f"{len(left)} of {len(arms)} do not fit here"), flush=True)
     return found
 
 
-def table() -> list[dict[str, Any]]:
+def stated(shape: Any, rank: int, dtype: str, checkpointing: bool) -> dict[str, int]:
+    """The bill of a training without a sampler."""
+    return bill(
+        shape, dtype_bytes=2 if dtype == "bfloat16" else 4, adapter=Adapter(rank) if rank else None,
+        tokens=TOKENS, longest=256, checkpointing=checkpointing,
+    )  # fmt: skip
+
+
+def measured(model: str, place: str, shape: Any, arms: list[tuple[int, str, bool]]) -> list[dict[str, Any]]:
+    """Peaks of two optimizer steps in processes of their own, beside the bill; ``arms``: rank, type, checkpointing."""
+    found = []
+    title = f"{model}, {TOKENS:,} tokens in a micro-batch"
+    print(f"\n{title:52}{'stated':>12}{'measured':>12}{'with malloc':>12}{'a step':>11}")
+    for rank, dtype, checkpointing in arms:
+        work = {
+            "model": place, "rank": rank, "dtype": dtype, "checkpointing": checkpointing, "tokens": TOKENS,
+            "longest": 256,
+        }  # fmt: skip
+        figures = apart("steps", work)
+        tidy = apart("steps", work, MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")["peak"]
+        parts = stated(shape, rank, dtype, checkpointing)
+        expected = parts["peak"] - parts["packed"]  # no sampler here
+        row = {**work, **figures, "tidy": tidy, "stated": expected, "parts": parts}
+        found.append(row)
+        name = f"{f'LoRA, rank {rank}' if rank else 'all weights'}, {dtype}" + ", checkpointing" * checkpointing
+        columns = "".join(f"{size / 1e9:9.2f} GB" for size in (expected, tidy, row["peak"]))
+        print(f"{name:52}{columns}{row['seconds']:9.1f} s", flush=True)
+    return found
+
+
+def table(out: Path) -> list[dict[str, Any]]:
     """The bill of three models in bfloat16 on a GPU: gigabytes held at once, by recipe."""
     recipes = {
         "SFT": {**STATED, "slots": 0}, "GRPO, no reference": STATED, "GRPO": {**STATED, "reference": True},
@@ -218,7 +267,7 @@ def table() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["accuracy", "memory", "table"])
+    parser.add_argument("--parts", nargs="+", default=["accuracy", "memory", "sizes", "table"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[11])
     parser.add_argument("--quick", action="store_true", help="a few steps and prompts: to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/lora"))
@@ -229,9 +278,9 @@ def main() -> None:
         return
     plan = Plan(sft=3, grpo=2, prompts=32) if chosen.quick else Plan()
     makers: dict[str, Any] = {
-        "accuracy": lambda: accuracy(chosen.seeds, plan, chosen.out), "memory": memory, "table": table,
+        "accuracy": lambda out: accuracy(chosen.seeds, plan, out), "memory": memory, "sizes": sizes, "table": table,
     }  # fmt: skip
-    found = {part: makers[part]() for part in chosen.parts}
+    found = {part: makers[part](chosen.out) for part in chosen.parts}
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "lora.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found))

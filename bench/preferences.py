@@ -54,15 +54,25 @@ class Plan:
 QUICK = Plan(asked=256, reward=30, pairs=16, ppo=6, prompts=32, dpo=20, evaluated=64, every=3)
 
 
+def keep_to(out: Path, settings: dict[str, Any]) -> None:
+    """What ``out`` holds is taken up again; runs of other settings are not."""
+    kept = out / "settings.json"
+    if kept.is_file() and json.loads(kept.read_text()) != settings:
+        raise SystemExit(f"{out} holds runs of other settings ({kept.name}): give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(settings, indent=1))
+
+
 def own_pairs(model: str, out: Path, plan: Plan, seed: int) -> dict[str, Any]:
     """Pairs of a model's own answers in ``out``, and what is known of them; made unless they are there."""
     known = out.with_suffix(".json")
-    if not known.is_file():
+    if not (known.is_file() and out.is_file()):
         begun = time.perf_counter()
         found = api.sample_pairs(
             model, out, task=TASK, reward=RULE, prompts=plan.asked, max_new_tokens=TOKENS, seed=seed, overwrite=True
         )
-        facts = {name: getattr(found, name) for name in ("prompts", "answers", "pairs", "left_out", "mean", "longer")}
+        kept = ("prompts", "answers", "pairs", "cut", "empty", "mean", "chosen", "rejected", "longer")
+        facts = {name: getattr(found, name) for name in kept}
         known.write_text(json.dumps({**facts, "seconds": time.perf_counter() - begun}))
     told: dict[str, Any] = json.loads(known.read_text())
     return told
@@ -135,6 +145,8 @@ def main() -> None:
     chosen = parser.parse_args()
     plan, out, seed = QUICK if chosen.quick else Plan(), chosen.out, chosen.seed
     begun = time.perf_counter()
+    same = {"model": chosen.model, "seed": seed, "pairs": chosen.pairs, **vars(plan)}
+    keep_to(out, same)
     falling = {"decay": "linear"}
     quiet = {"eval_every": 0, "eval_prompts": 0}
     sft = train("sft", out / "sft", {
@@ -183,9 +195,9 @@ def main() -> None:
         right = "{right_sum:.1%} ({low:.1%}-{high:.1%}) | {sampled_right:.1%}".format(**row)
         rest = "{no_fault:.1%} | {faults:.2f} | {score:.2f} | {training_s:.0f} s".format(**row)
         print(f"| {name} | {right} | {rest} |", flush=True)
-    found = {"rows": rows, "pairs": made, "reward_model": judge, "reward_training_s": seconds(reward),
+    found = {"settings": same, "rows": rows, "pairs": made, "reward_model": judge, "reward_training_s": seconds(reward),
              "course": {name: course(run) for name, run in runs.items() if name.startswith("PPO")},
-             "wall_s": time.perf_counter() - begun, "plan": vars(plan), "seed": seed}  # fmt: skip
+             "wall_s": time.perf_counter() - begun}  # fmt: skip
     (out / "preferences.json").write_text(json.dumps(found, indent=1))
     print(f"\n{found['wall_s']:.0f} s in all")
 

@@ -7,10 +7,12 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests import tiny
+from tests.inputs import messages
 from tests.inputs.bad_inputs import COUNT, INPUTS, ident
 from tests.inputs.desk import Desk, desk, models
 from tests.inputs.table import Bad
@@ -24,6 +26,19 @@ UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u20
 def spent() -> float:
     """Seconds of work by this process and its children: on a busy machine the clock says more."""
     return sum(os.times()[:4])
+
+
+WRITE = os.environ.get("UPSLOPE_MESSAGES") == "write"
+MESSAGES: dict[int, str] = {} if WRITE else messages.read()
+"""What docs/messages.md shows, by number."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page() -> Iterator[None]:
+    """Makes the page anew where that is asked for."""
+    yield
+    if WRITE:
+        messages.PAGE.write_text(messages.markdown(MESSAGES), "utf-8")
 
 
 RAN: set[str] = set()
@@ -54,6 +69,14 @@ def test_the_table_has_every_number() -> None:
     assert len({ident(row) for row in INPUTS}) == len(INPUTS) > 100
 
 
+@pytest.mark.skipif(WRITE, reason="the page is being made")
+def test_the_page_shows_every_number_and_how_many_forms_there_are() -> None:
+    assert set(MESSAGES) == set(range(1, COUNT + 1)), (
+        "make it by UPSLOPE_MESSAGES=write pytest tests/inputs/test_bad_inputs.py"
+    )
+    assert messages.PAGE.read_text("utf-8") == messages.markdown(MESSAGES)
+
+
 @pytest.mark.parametrize("row", INPUTS, ids=ident)
 def test_a_bad_input_is_named_and_its_fix_works(desk: Desk, row: Bad) -> None:
     mend = row.make(desk)
@@ -67,6 +90,13 @@ def test_a_bad_input_is_named_and_its_fix_works(desk: Desk, row: Bad) -> None:
     if code:
         errors = re.findall(r"^error: .*(?:\n(?!error: ).*)*", said, re.MULTILINE)
         assert errors and all(re.search(r"Fix: \S", error) for error in errors), said
+    if row is messages.SHOWN[row.number]:
+        text = messages.told(row, said, desk)
+        if WRITE:
+            MESSAGES[row.number] = text
+        assert messages.alike(text) == messages.alike(MESSAGES[row.number]) != "", (
+            f"docs/messages.md shows otherwise: {text}"
+        )
     assert worked < SECONDS and waited < 4 * SECONDS, (worked, waited)
     assert (mend is None) == (code == 0)
     if mend is None:

@@ -185,7 +185,7 @@ def main() -> None:
         if name.startswith("PPO"):
             print(f"\n{name}, held-out prompts: the reward model's score, and what it has not seen")
             for row in course(run):
-                print("  " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+                print(f"  step {row['step']:3d}  " + "  ".join(f"{key} {row[key]:.3f}" for key in row if key != "step"))
     rows = []
     print("\n| model | right sums (95 %) | sampled | no fault | faults | reward model | training |")
     print("|---|---|---|---|---|---|---|")

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 
 
 def _message(where: str, problem: str, fix: str) -> str:
-    return f"{where}: {problem}. Fix: {fix}" + ("" if fix.endswith("?") else ".")
+    return f"{where}: {_ended(problem)} Fix: {_ended(fix)}"
+
+
+def _bare(text: str) -> str:
+    """Without the full stop that the message puts; dots that stand for more are kept."""
+    return text if text.endswith("...") else text.rstrip(".")
+
+
+def _ended(text: str) -> str:
+    """A sentence with its end: a full stop, unless it has one, or asks, or breaks off."""
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 class UpslopeError(Exception):
@@ -26,7 +36,7 @@ class InputError(UpslopeError):
     exit_code = 2
 
     def __init__(self, where: str, problem: str, fix: str) -> None:
-        self.where, self.problem, self.fix = where, problem.rstrip("."), fix.rstrip(".")
+        self.where, self.problem, self.fix = where, _bare(problem), _bare(fix)
         super().__init__(_message(where, self.problem, self.fix))
 
 
@@ -46,7 +56,7 @@ class MachineError(UpslopeError):
     exit_code = 3
 
     def __init__(self, where: str, problem: str, fix: str) -> None:
-        self.where, self.problem, self.fix = where, problem.rstrip("."), fix.rstrip(".")
+        self.where, self.problem, self.fix = where, _bare(problem), _bare(fix)
         super().__init__(_message(where, self.problem, self.fix))
 
 

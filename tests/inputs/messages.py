@@ -31,7 +31,10 @@ def told(row: Bad, said: str, desk: Desk) -> str:
     if row.code:
         found = re.findall(r"^error: .*(?:\n(?!error: ).*)*", said, re.MULTILINE)
     else:
-        found = [line for line in said.splitlines() if any(re.search(pattern, line) for pattern in row.says)]
+        spoken = [line for line in said.splitlines() if any(re.search(pattern, line) for pattern in row.says)]
+        # Of a step's line what is said beside its numbers; the last line of a run says that nothing is amiss.
+        found = [line.partition(" ! ")[2] or line for line in spoken]
+        found = ["(nothing: the run goes on)" if line.startswith("finished at step") else line for line in found]
     text = "\n".join(line.strip() for line in found)
     for place in (desk.models, desk.folder):
         text = text.replace(f"{place}/", "").replace(str(place), ".")
@@ -40,7 +43,7 @@ def told(row: Bad, said: str, desk: Desk) -> str:
 
 def alike(text: str) -> str:
     """A message without what differs from machine to machine: numbers, and where lines end."""
-    return re.sub(r"\d[\d.,]*", "0", "".join(text.split()))
+    return re.sub(r"\d[\d.,]*(e-\d+)?", "0", "".join(text.split()))
 
 
 def markdown(messages: Mapping[int, str]) -> str:
@@ -51,11 +54,13 @@ def markdown(messages: Mapping[int, str]) -> str:
             parts.append(f"## {PARTS[number]}\n")
         lines = [textwrap.fill(line, 118, subsequent_indent="  ") for line in messages[number].splitlines()]
         text = "\n".join(lines)
-        parts.append(f"{number}. {row.name[0].upper() + row.name[1:]}:\n\n```text\n{text}\n```\n")
+        parts.append(f"{number}. {row.name}:\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
 def read() -> dict[int, str]:
     """The messages on the page, by number."""
     page = PAGE.read_text("utf-8") if PAGE.exists() else ""
-    return {int(number): text for number, text in re.findall(r"^(\d+)\. .*:\n\n```text\n(.*?)\n```", page, re.M | re.S)}
+    return {
+        int(number): text for number, text in re.findall(r"^(\d+)\. [^\n]*:\n\n```text\n(.*?)\n```", page, re.M | re.S)
+    }

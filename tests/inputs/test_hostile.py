@@ -18,7 +18,8 @@ from tests.views.test_safe_text import HOSTILE
 from upslope import chat, cli
 from upslope.errors import InputError, InputErrors, RewardError
 from upslope.recipes.evaluation import Score
-from upslope.views.scores import print_evaluation, print_table
+from upslope.recipes.sampled_pairs import SampledPairs
+from upslope.views.scores import print_evaluation, print_pairs, print_table
 
 __all__ = ["desk", "models", "one_thread"]
 STRINGS = [text for text, _ in HOSTILE] + [
@@ -41,6 +42,15 @@ def test_an_evaluation_shows_it_as_text(text: str, capsys: Any) -> None:
     print_evaluation(text, {text: score}, [text], 1)
     print_table(text, [text], [[text]])
     assert safe(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("text", STRINGS, ids=ascii)
+def test_pairs_show_it_as_text(text: str, capsys: Any) -> None:
+    row = {"prompt": text, "chosen": text, "rejected": text, "chosen_reward": 1.0, "rejected_reward": 0.0}
+    talk = {**row, "prompt": [{"role": "user", "content": text}]}
+    print_pairs(SampledPairs(Path(text), 3, 9, 2, 1, 2, 3, 0.5, 1.0, 0.0, 0.5, (row, talk)), 2)
+    out = capsys.readouterr().out
+    assert safe(out) and "1 cut by the length limit, 2 empty, 3 without a reward" in out and "1 prompt gave no" in out
 
 
 def test_markup_and_emoji_codes_stay_as_they_are(capsys: Any) -> None:

@@ -104,8 +104,9 @@ def print_pairs(found: Paired, show: int) -> None:
         f"mean reward  chosen {found.chosen:.3f}  rejected {found.rejected:.3f}  all answers {found.mean:.3f}",
         f"the chosen answer is the longer one in {percent(found.longer)} of the pairs",
     ]
-    if found.pairs < found.prompts:
-        lines.append(f"{found.prompts - found.pairs:,} prompts gave no pair: no two usable answers of unequal reward")
+    if without := found.prompts - found.pairs:
+        prompts = f"{without:,} prompt{'s' * (without > 1)}"
+        lines.append(f"{prompts} gave no pair: no two usable answers of unequal reward")
     out = {"cut by the length limit": found.cut, "empty": found.empty, "without a reward": found.unscored}
     if any(out.values()):
         lines.append("answers left out: " + ", ".join(f"{count:,} {why}" for why, count in out.items() if count))

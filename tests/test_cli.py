@@ -131,6 +131,9 @@ def test_eval_maps_columns_and_says_how(desk: Desk) -> None:
     assert code == 2
     code, out, err = desk.upslope(*arguments, "--columns", suggested(r"Fix: give --columns (\S+)\.$", err.strip()))
     assert code == 0 and "say 7" in out, err
+    code, _, err = desk.upslope(*arguments, "--columns", "prompt=qestion")
+    assert code == 2 and err.startswith("error: --columns: column 'qestion'")
+    assert err.strip().endswith("Fix: did you mean --columns prompt=question?")
     code, _, err = desk.upslope(*arguments, "--columns", "question")
     assert code == 2 and "--columns: found 'question', expected OURS=YOURS" in err
 

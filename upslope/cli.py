@@ -205,11 +205,13 @@ def _as_options() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        fix = re.sub(r"map it: data\.columns\.(\w+): (\S+)", r"give --columns \1=\2", error.fix)
+        fix = error.fix.replace("map it: data.columns.", "give data.columns.").replace("give reward:", "give --reward")
+        fix = re.sub(r"\bdata\.columns\.(\w+): (\S+)", r"--columns \1=\2", fix)
         fix = re.sub(r"\b(?:data|sampling)\.(\w+):?", lambda key: "--" + key[1].replace("_", "-"), fix)
-        if fix == error.fix:
-            raise
-        raise InputError(error.where, error.problem, fix) from None
+        fix = re.sub(r"\bmax_new_tokens\b", "--max-new-tokens", fix)
+        where = re.sub(r"^data\.columns\.\w+", "--columns", error.where).replace("reward.function", "--reward")
+        where = {"reward": "--reward", "sample_pairs()": "upslope pairs"}.get(where, where)
+        raise InputError(where, error.problem, fix) from None
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:

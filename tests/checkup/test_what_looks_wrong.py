@@ -246,3 +246,23 @@ def test_a_bill_beyond_what_is_there_is_said_with_what_saves_most(tidy: Desk) ->
     assert texts["memory"].startswith("about 10.0 GB are needed, 8.0 GB are free in main memory")
     assert "train.micro_batch_tokens" in texts["memory"] and texts["disk"].startswith("about 5.0 GB are needed")
     assert "memory" not in {finding.kind for finding in findings(told, recipe, Seen())}  # type: ignore[arg-type]
+
+
+def test_a_function_that_is_only_logged_need_not_pay(tidy: Desk) -> None:
+    tidy.recipe["reward"] = [{"function": "rewards.py:score", "weight": 0}]
+    assert "reward pays" not in kinds(found(tidy))
+    (tidy.folder / "rewards.py").write_text("def score(completions, **columns):\n    return [0.0] * len(completions)\n")
+    assert "reward pays" in kinds(found(tidy))
+
+
+def test_a_mapped_column_is_there_for_the_reward_under_its_own_name(tidy: Desk) -> None:
+    tidy.rows([{"question": f"say {n}", "solution": str(n)} for n in range(60)])
+    lines = [
+        "def score(completions, solution, **columns):",
+        "    return [float(a == b) for a, b in zip(completions, solution)]",
+    ]
+    (tidy.folder / "rewards.py").write_text("\n".join(lines))
+    del tidy.recipe["grpo"]
+    tidy.recipe["data"]["columns"] = {"prompt": "question", "completion": "solution"}
+    told = found(tidy, kind="sft")
+    assert told.reward is not None and told.reward.right == 1 and "reward pays" not in kinds(told)

@@ -108,7 +108,8 @@ def test_cut_answers_are_left_out_and_counted(bench: Bench, tmp_path: Path) -> N
     # A cut answer has all 24 tokens, of a character each; these would be the longest, and so the chosen ones.
     assert all(len(row["chosen"]) < 24 for row in rows_of(out))
     with pytest.raises(
-        InputError, match=r"no pair from 192 answers to 12 prompts: the length limit cut 18\d of them.*max-new-tokens"
+        InputError,
+        match=r"no pair from 192 answers to 12 prompts: the length limit cut 18\d of them.*raise max_new_tokens",
     ):
         upslope.sample_pairs(str(bench.model), tmp_path / "none.jsonl", **{**settings, "max_new_tokens": 1, "seed": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

@@ -251,7 +251,12 @@ def test_columns_are_renamed_ours_to_theirs(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     write_jsonl(path, [{"question": "q", "solution": "s", "level": 3, "prompt": "old"}])
     table = read_rows(str(path), columns={"prompt": "question", "answer": "solution"})
-    assert table.rows == [{"level": 3, "prompt": "q", "answer": "s"}]
+    # Under their own names too, for a reward that asks for them; but not where the name says what a row is.
+    assert table.rows == [{"question": "q", "solution": "s", "level": 3, "prompt": "q", "answer": "s"}]
+    write_jsonl(path, [{"input": "q", "completion": "old", "question": "q", "solution": "s"}])
+    table = read_rows(str(path), columns={"prompt": "input", "completion": "solution"})
+    assert table.rows == [{"question": "q", "solution": "s", "prompt": "q", "completion": "s"}]
+    write_jsonl(path, [{"question": "q", "solution": "s", "level": 3, "prompt": "old"}])
     peek(str(path), {"prompt": "question"})
     for call in (read_rows, peek):
         found = failure(call, str(path), columns={"prompt": "questions"})

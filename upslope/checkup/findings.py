@@ -42,9 +42,12 @@ def reward_pays(found: Checkup, recipe: Any, seen: Survey) -> Iterator[Finding]:
     reward = found.reward
     if reward is None or reward.right is None or reward.wrong is None or reward.right > reward.wrong:
         return
+    tried = [trial for trial in reward.trials if trial.what in ("answer", "other", "made-up")]
+    if {trial.reward for trial in tried} == {0.0} and len({tuple(trial.parts.items()) for trial in tried}) > 1:
+        return  # of weight 0: logged beside a reward model, say, and not meant to pay
     rows = f"{reward.compared} row{'s' if reward.compared > 1 else ''}"
     level = f"{reward.right:.4g}"
-    paid = {trial.reward for trial in reward.trials if trial.what in ("answer", "other", "made-up")}
+    paid = {trial.reward for trial in tried}
     if reward.right < reward.wrong:
         text = f"wrong answers earn more ({reward.wrong:.4g}) than right ones ({level}) on {rows}"
     elif len(paid) == 1:

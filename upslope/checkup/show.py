@@ -165,7 +165,10 @@ def _verdict(found: Checkup) -> RenderableType:
         table.add_row("note", Text(clean(notice, 2000)))
     for finding in found.findings:
         said = Text(clean(finding.where, 200), style=STRONG)
-        table.add_row("-", said.append(f": {clean(finding.text, 2000)}.", style="not bold"))
+        table.add_row(
+            "-",
+            said.append(f": {clean(finding.text, 2000)}{'' if finding.text.endswith('?') else '.'}", style="not bold"),
+        )
     if not found.findings:
         return (
             Group(table, Text("Nothing looks wrong.", style=GOOD))

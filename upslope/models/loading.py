@@ -209,7 +209,8 @@ def read_card(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError("model.name", f"no config and tokenizer can be loaded from {name}: {_first_line(error)}",
+        here = "" if Path(name).is_dir() else f", and there is no folder {name} here"
+        raise InputError("model.name", f"no config and tokenizer can be loaded from {name}: {_first_line(error)}{here}",
                          "check the name, or the directory's config.json and tokenizer.json") from error  # fmt: skip
     _refuse_remote_code(config.to_dict(), name)
     _refuse_quantised(config.to_dict(), name)

@@ -166,12 +166,13 @@ def _no_pair(prompts: int, count: Counter[Use]) -> InputError:
     why, fix = {
         "usable": (f"{number} of them are worth what the others to their prompt are worth",
                    "give a reward that tells answers apart, or more samples"),
-        "cut": (f"the length limit cut {number} of them", "raise max_new_tokens (--max-new-tokens)"),
+        "cut": (f"the length limit cut {number} of them",
+                "begin with a model that has learned to end its answers (SFT), or raise max_new_tokens"),
         "empty": (f"{number} of them are empty", "begin with a model that answers"),
         "unscored": (f"no reward function applies to {number} of them",
                      "return a number for the rows that it applies to"),
     }[most]  # fmt: skip
-    return InputError("sample_pairs() reward", f"no pair from {count.total()} answers to {prompts} prompts: {why}", fix)
+    return InputError("sample_pairs()", f"no pair from {count.total()} answers to {prompts} prompts: {why}", fix)
 
 
 def _writable(out: str | Path, data: str | None, overwrite: bool) -> Path:

@@ -75,8 +75,15 @@ def content_hash(rows: Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+FORMS = {"prompt", "completion", "input", "output", "messages", "chosen", "rejected", "margin"}
+
+
 def rename(rows: Sequence[Row], columns: Mapping[str, str], where: str) -> list[Row]:
-    """The rows with each of their columns ``columns[ours]`` called ``ours``; it takes the place of one of that name."""
+    """The rows with each of their columns ``columns[ours]`` called ``ours``; it takes the place of one of that name.
+
+    A column keeps its own name beside ours, so that a reward finds what it asks for; but for names that say what a row
+    is (``FORMS``).
+    """
     if not columns:
         return list(rows)
     there = list(dict.fromkeys(name for row in rows for name in row))
@@ -86,7 +93,7 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str], where: str) -> list[
             problem = f"column {theirs!r} not in {where}. Columns: {', '.join(there)}"
             fix = f"did you mean data.columns.{ours}: {near[0]}?" if near else "map to a column that is there"
             raise InputError(f"data.columns.{ours}", problem, fix)
-    taken = set(columns.values())
+    taken = set(columns.values()) & FORMS
     return [
         {
             **{name: value for name, value in row.items() if name not in taken},

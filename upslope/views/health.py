@@ -70,7 +70,7 @@ def empty_completions(metrics: Metrics, history: Sequence[Metrics] = ()) -> str 
         return None
     return (
         f"completions are {short(length)} tokens long on average: the model ends at once; "
-        "check the chat template and the prompt's last characters"
+        "check the chat template and the prompt's last characters, and whether the reward pays for an empty answer"
     )
 
 

@@ -357,3 +357,15 @@ def test_an_algorithm_has_about_20_fields_of_its_own(kind: str) -> None:
     section = {"reward": "reward_model"}.get(kind, kind)
     own = [fields[name].annotation.model_fields for name in (section, "train")]  # type: ignore[union-attr]
     assert sum(map(len, own)) <= (22 if kind == "ppo" else 21)
+
+
+@pytest.mark.parametrize("given", ["rewards.py:score", "{function: rewards.py:score, weight: 2}", "[rewards.py:score]"])
+def test_a_reward_given_as_a_mapping_takes_the_place_of_the_files(tmp_path: Path, given: str) -> None:
+    text = f"data: rows.jsonl\nreward: {given}\n"
+    found = load(write(tmp_path, text), PpoRecipe, ["reward={model: runs/judge/model, missing_eos_penalty: 1}"]).recipe
+    assert found == read_text(
+        "data: rows.jsonl\nreward: {model: runs/judge/model, missing_eos_penalty: 1}\n", PpoRecipe
+    )
+    assert [part.model for _, part in found.reward.models] == ["runs/judge/model"]
+    kept = load(write(tmp_path, text), PpoRecipe, ["reward={timeout: 7}"]).recipe if given[0] != "[" else None
+    assert kept is None or (kept.reward.timeout == 7 and not kept.reward.models)

@@ -17,6 +17,9 @@ from upslope.run.recipe_yaml import COMMAND_LINE, Draft, clean, parse_value, sho
 SHORTHANDS = {"model": "name", "data": "path", "reward": "function"}
 """A section given as text stands for one of its keys: ``model: dir`` is ``model: {name: dir}``."""
 
+REWARDS = {"function", "builtin", "model", "functions"}
+"""Keys of ``reward`` that say what it is; the others are options."""
+
 _REPLACES = {"data.path": ("data.task", "data.options"), "data.task": ("data.path", "data.columns")}
 
 
@@ -34,12 +37,15 @@ def expand(draft: Draft, schema: type[BaseModel]) -> None:
 
 
 def put(draft: Draft, schema: type[BaseModel], key: str, value: Any, place: str) -> None:
-    """Sets a dotted key. A mapping for a section sets its keys one by one, other values replace what was there."""
+    """Sets a dotted key. A mapping for a section sets its keys one by one, other values replace what was there; so does
+    a mapping that says what the reward is: ``reward={model: DIR}`` in place of a function with its options."""
     if isinstance(value, str) and key in SHORTHANDS and f"{key}.{SHORTHANDS[key]}" in keys(schema):
         if isinstance(draft.data.get(key), list):
             draft.data[key] = {}  # one function in place of several
         key = f"{key}.{SHORTHANDS[key]}"
     if isinstance(value, Mapping) and is_section(schema, key):
+        if key == "reward" and REWARDS & value.keys():
+            draft.data[key] = {}
         for name, item in value.items():
             put(draft, schema, f"{key}.{name}", item, place)
         return
